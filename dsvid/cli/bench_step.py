@@ -1,0 +1,327 @@
+"""`dsvid bench step`: one pre-training step (forward and backward, targets from uint8 included) against transformers'
+VideoMAE.
+
+Both arms start from the same weights, clips and masks; the arms take turns, and the loss must be equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsvid.errors import DsvidError
+from dsvid.models import MaskedAutoencoder, decoder_size, encoder_size
+from dsvid.models.attention import REQUESTS
+from dsvid.objectives.pretrain import IMAGENET_MEAN, IMAGENET_STD, PretrainObjective
+from dsvid.ops import tube_mask
+from dsvid.tokens import TubeletGrid
+
+# Gradient norms of bf16 arms may differ from fp32 by this share; the loss alone does not show a wrong residual stream.
+_GRAD_NORM_SHARE = 1e-3
+_LOSS_SHARE = {"fp32": 1e-5, "bf16": 2e-3}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `dsvid bench step`."""
+    parser.add_argument("--arch", default="vit_small", choices=("vit_micro", "vit_tiny", "vit_small", "vit_base"))
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--attention", default="auto", choices=REQUESTS, help="our backend")
+    parser.add_argument("--mask-ratio", type=float, default=0.9)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure every arm and return seconds (medians), losses, gradient norms and ratios; prints a table.
+
+    Raises DsvidError where transformers is missing, or where two arms disagree in loss or gradient norm.
+    """
+    torch.set_num_threads(args.threads)
+    bench = _Bench(args)
+    arms = bench.arms()
+    results = {arm.name: _Result() for arm in arms}
+    for repeat in range(args.repeats + 1):
+        for arm in arms:
+            results[arm.name].add(bench.measure(arm), keep=repeat > 0)
+    report = bench.report(results)
+    _print(report)
+    bench.check(results)
+    return report
+
+
+@dataclass
+class _Arm:
+    name: str
+    model: nn.Module
+    step: Callable[[], Tensor]
+
+
+class _Result:
+    def __init__(self) -> None:
+        self.cpu_s: list[float] = []
+        self.wall_s: list[float] = []
+        self.loss = 0.0
+        self.grad_norm = 0.0
+
+    def add(self, measured: tuple[float, float, float, float], keep: bool) -> None:
+        cpu_s, wall_s, self.loss, self.grad_norm = measured
+        if keep:
+            self.cpu_s.append(cpu_s)
+            self.wall_s.append(wall_s)
+
+
+class _Bench:
+    """The clips, masks and models of one comparison."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.encoder = encoder_size(args.arch)
+        self.decoder = decoder_size(args.arch, "videomae")
+        self.grid = TubeletGrid(args.frames, args.size, args.size, 2, self.encoder.patch)
+        self.device = torch.device(args.device)
+        generator = torch.Generator().manual_seed(args.seed)
+        clip = _moving_noise(generator, args.batch, args.frames, args.size)
+        seeds = torch.arange(args.batch, dtype=torch.int64) + args.seed
+        self.batch = {"clip": clip.to(self.device), "seed": seeds.to(self.device)}
+        self.half = args.dtype == "bf16"
+
+    def arms(self) -> list[_Arm]:
+        """Ours (in bf16 also with bf16 weights, as DeepSpeed trains), transformers eager and SDPA, and fp32 as a
+        yardstick.
+        """
+        arms = [self._ours("dsvid", self.half, False)]
+        if self.half:
+            arms.append(self._ours("dsvid, bf16 weights", False, True))
+        self.masked_sites = _objective_of(arms[0]).masked_sites
+        arms += [self._theirs("transformers eager", "eager"), self._theirs("transformers sdpa", "sdpa")]
+        return arms
+
+    def _ours(self, name: str, autocast: bool, cast: bool) -> _Arm:
+        model = MaskedAutoencoder(
+            self.encoder, self.decoder, self.grid, attention=self.args.attention, seed=self.args.seed
+        )
+        objective = PretrainObjective(model, self.grid, mask_ratio=self.args.mask_ratio).to(self.device)
+        if cast:
+            objective.bfloat16()
+
+        def step() -> Tensor:
+            with self._autocast(autocast):
+                return objective(self.batch).loss  # type: ignore[no-any-return]
+
+        return _Arm(name, objective, step)
+
+    def _theirs(self, name: str, attention: str) -> _Arm:
+        source = MaskedAutoencoder(self.encoder, self.decoder, self.grid, seed=self.args.seed)
+        model = _transformers_model(self.encoder, self.decoder, self.grid, attention)
+        _load_transformers(model, source)
+        model.to(self.device)
+        mask = tube_mask(self.batch["seed"], self.grid, self.masked_sites)
+        mean = torch.tensor(IMAGENET_MEAN, device=self.device).view(1, 1, 3, 1, 1)
+        std = torch.tensor(IMAGENET_STD, device=self.device).view(1, 1, 3, 1, 1)
+
+        def step() -> Tensor:
+            # Their transforms hand over normalised floats; the targets are computed inside their forward.
+            pixels = self.batch["clip"].permute(0, 1, 4, 2, 3).float().div_(255.0).sub_(mean).div_(std)
+            with self._autocast(self.half):
+                return model(pixels, bool_masked_pos=mask).loss  # type: ignore[no-any-return]
+
+        return _Arm(name, model, step)
+
+    @contextlib.contextmanager
+    def _autocast(self, enabled: bool) -> Iterator[None]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
+            yield
+
+    def measure(self, arm: _Arm) -> tuple[float, float, float, float]:
+        """CPU seconds, wall seconds, loss and gradient norm of one step."""
+        arm.model.zero_grad(set_to_none=True)
+        clock = time.thread_time if self.args.threads == 1 else time.process_time
+        self._wait()
+        cpu, wall = clock(), time.perf_counter()
+        loss = arm.step()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._wait()
+        cpu, wall = clock() - cpu, time.perf_counter() - wall
+        gradients = [p.grad.double().square().sum() for p in arm.model.parameters() if p.grad is not None]
+        return cpu, wall, float(loss.detach()), float(torch.stack(gradients).sum().sqrt())
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def report(self, results: dict[str, _Result]) -> dict[str, Any]:
+        """Medians, ratios to the two baselines, and the fp32 gradient norm beside a bf16 run."""
+        clock = "wall_s" if self.device.type == "cuda" else "cpu_s"
+        arms = {
+            name: {
+                "cpu_s": statistics.median(result.cpu_s),
+                "wall_s": statistics.median(result.wall_s),
+                "loss": result.loss,
+                "grad_norm": result.grad_norm,
+            }
+            for name, result in results.items()
+        }
+        report: dict[str, Any] = {"settings": vars(self.args) | {"clock": clock}, "arms": arms}
+        for ours in (name for name in arms if name.startswith("dsvid")):
+            for baseline in ("eager", "sdpa"):
+                ratios = [
+                    theirs / mine
+                    for theirs, mine in zip(
+                        getattr(results[f"transformers {baseline}"], clock), getattr(results[ours], clock), strict=True
+                    )
+                ]
+                report.setdefault("ratios", {})[f"{baseline} / {ours}"] = statistics.median(ratios)
+        if self.half:
+            yardstick = self._ours("fp32", False, False)
+            report["fp32"] = dict(zip(("loss", "grad_norm"), self.measure(yardstick)[2:], strict=True))
+            self.truth = report["fp32"]
+        else:
+            self.truth = {k: arms["transformers eager"][k] for k in ("loss", "grad_norm")}
+        return report
+
+    def check(self, results: dict[str, _Result]) -> None:
+        """Raise DsvidError unless losses (and our gradient norms) agree with the yardstick."""
+        for name, result in results.items():
+            allowed = _LOSS_SHARE[self.args.dtype]
+            _agree(f"loss of {name}", result.loss, self.truth["loss"], allowed)
+            if name.startswith("dsvid"):
+                _agree(f"gradient norm of {name}", result.grad_norm, self.truth["grad_norm"], _GRAD_NORM_SHARE)
+
+
+def _objective_of(arm: _Arm) -> PretrainObjective:
+    assert isinstance(arm.model, PretrainObjective)
+    return arm.model
+
+
+def _agree(what: str, found: float, expected: float, share: float) -> None:
+    if not abs(found / expected - 1.0) <= share:
+        raise DsvidError(f"bench step: the {what} is wrong", found=found, expected=f"{expected} within {share:.0e}")
+
+
+def _moving_noise(generator: torch.Generator, batch: int, frames: int, size: int) -> Tensor:
+    """Smooth coloured noise that drifts: uint8 [B, T, H, W, 3], with spatial and temporal structure like video."""
+    coarse = torch.rand(batch, 3, frames // 4 + 1, size // 16 + 1, size // 16 + 1, generator=generator)
+    video = nn.functional.interpolate(coarse, size=(frames, size, size), mode="trilinear", align_corners=True)
+    video = video + 0.05 * torch.rand(video.shape, generator=generator)
+    return (video * 240.0).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
+
+
+def _transformers_model(encoder: Any, decoder: Any, grid: TubeletGrid, attention: str) -> Any:
+    try:
+        from transformers import VideoMAEConfig, VideoMAEForPreTraining
+    except ImportError as error:
+        raise DsvidError(
+            "bench step compares with transformers, which cannot be imported",
+            found=str(error),
+            fix="pip install 'dsvid[bench]'",
+        ) from error
+    config = VideoMAEConfig(
+        image_size=grid.height,
+        patch_size=grid.patch,
+        num_frames=grid.frames,
+        tubelet_size=grid.tubelet,
+        hidden_size=encoder.dim,
+        num_hidden_layers=encoder.depth,
+        num_attention_heads=encoder.heads,
+        intermediate_size=encoder.hidden,
+        decoder_hidden_size=decoder.dim,
+        decoder_num_hidden_layers=decoder.depth,
+        decoder_num_attention_heads=decoder.heads,
+        decoder_intermediate_size=decoder.hidden,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        layer_norm_eps=1e-6,
+        use_mean_pooling=False,
+        norm_pix_loss=True,
+        attn_implementation=attention,
+    )
+    model = VideoMAEForPreTraining(config).train()
+    model.decoder.norm.eps = 1e-6  # it ignores layer_norm_eps there; the originals use 1e-6
+    return model
+
+
+def _load_transformers(model: Any, source: MaskedAutoencoder) -> None:
+    """Copy our weights under transformers' names; raises DsvidError for a tensor of theirs that stays unset."""
+    weights = transformers_state(source)
+    unset = [name for name in model.state_dict() if name not in weights]
+    if unset:
+        raise DsvidError(
+            "bench step: this transformers version has weights that are not known here",
+            found=", ".join(unset[:5]),
+            fix="pip install 'transformers>=4.40,<6'",
+        )
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+
+
+def transformers_state(source: MaskedAutoencoder) -> dict[str, Tensor]:
+    """Our weights under the names of transformers' VideoMAEForPreTraining, query and value biases under both its
+    namings.
+    """
+    simple = {
+        "encoder.patch_embed.proj.": "videomae.embeddings.patch_embeddings.projection.",
+        "encoder.norm.": "videomae.layernorm.",
+    }
+    inner = {
+        "norm1.": "layernorm_before.",
+        "norm2.": "layernorm_after.",
+        "attn.proj.": "attention.output.dense.",
+        "mlp.fc1.": "intermediate.dense.",
+        "mlp.fc2.": "output.dense.",
+    }
+    out: dict[str, Tensor] = {}
+    for name, tensor in source.state_dict().items():
+        if ".blocks." not in name:
+            for ours, theirs in simple.items():
+                if name.startswith(ours):
+                    name = theirs + name.removeprefix(ours)
+            out[name] = tensor
+            continue
+        part, _, rest = name.partition(".blocks.")
+        index, _, leaf = rest.partition(".")
+        layer = f"videomae.encoder.layer.{index}." if part == "encoder" else f"decoder.decoder_layers.{index}."
+        attention = f"{layer}attention.attention."
+        if leaf == "attn.qkv.weight":
+            for key, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                out[f"{attention}{key}.weight"] = piece
+        elif leaf in ("attn.q_bias", "attn.v_bias"):
+            short = leaf.removeprefix("attn.")
+            out[attention + short] = tensor
+            out[f"{attention}{'query' if short == 'q_bias' else 'value'}.bias"] = tensor
+        else:
+            for ours, theirs in inner.items():
+                if leaf.startswith(ours):
+                    out[layer + theirs + leaf.removeprefix(ours)] = tensor
+    return out
+
+
+def _print(report: dict[str, Any]) -> None:
+    settings = report["settings"]
+    print(
+        f"bench step: {settings['arch']} {settings['dtype']}, {settings['batch']} clips of {settings['frames']}x"
+        f"{settings['size']}x{settings['size']}, mask {settings['mask_ratio']}, {settings['threads']} thread(s), "
+        f"{settings['device']}, median of {settings['repeats']}"
+    )
+    for name, arm in report["arms"].items():
+        print(
+            f"  {name:24s} cpu {arm['cpu_s']:.4f} s  wall {arm['wall_s']:.4f} s  loss {arm['loss']:.7f}  "
+            f"grad norm {arm['grad_norm']:.7f}"
+        )
+    if "fp32" in report:
+        print(
+            f"  {'fp32 yardstick':24s} loss {report['fp32']['loss']:.7f}  grad norm {report['fp32']['grad_norm']:.7f}"
+        )
+    for name, ratio in report["ratios"].items():
+        print(f"  {name:32s} {ratio:.3f}x")

@@ -1,0 +1,163 @@
+"""The transformer block of the VideoMAE family and its parts, for fp32 weights, half-precision weights and autocast
+alike.
+
+The residual stream is fp32 in every mode: with a bf16 stream in the decoder the gradient norm is 1 % wrong while the
+loss looks right. Knows no objective and no ranks. Legend: B batch, N tokens, D width, h heads, d head dim, P values
+of a token.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsvid.models.attention import attend_packed, choose_backend
+from dsvid.tokens import PositionKind, TubeletGrid, check_positions, position_table
+
+
+class Linear(nn.Linear):
+    """nn.Linear whose values come from `dsvid.models.init` only: drawing a billion numbers twice costs seconds."""
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is."""
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm (eps 1e-6) computed in fp32; the result has the dtype of the weights, which is what the next product
+    takes.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.dtype == torch.float32:
+            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        y = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        return y.to(self.weight.dtype)
+
+
+class TubeletProjection(nn.Conv3d):
+    """VideoMAE's Conv3d patch embedding [D, 3, u, p, p], applied as a linear map to patches that are already cut out.
+
+    Input [B, V, P] in convolution order (c, u, p, p), output [B, V, D]: equal to Conv3d over the clip, then dropping
+    tokens.
+    """
+
+    def __init__(self, dim: int, grid: TubeletGrid) -> None:
+        size = (grid.tubelet, grid.patch, grid.patch)
+        super().__init__(3, dim, kernel_size=size, stride=size)
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is; values come from `dsvid.models.init`."""
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return F.linear(patches.to(self.weight.dtype), self.weight.flatten(1), self.bias)
+
+
+class PatchEmbed(nn.Module):
+    """Holds `proj` under VideoMAE's name."""
+
+    def __init__(self, dim: int, grid: TubeletGrid) -> None:
+        super().__init__()
+        self.proj = TubeletProjection(dim, grid)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        projected: Tensor = self.proj(patches)
+        return projected
+
+
+class FixedPositions(nn.Module):
+    """A sin-cos table [N, D] that stays fp32 whatever the module is cast to, and is in no state dict.
+
+    It is no buffer: DeepSpeed casts buffers to half precision, and `deepspeed.zero.Init` casts even the tensors made
+    inside a constructor. So it is computed when the module first moves or runs.
+    """
+
+    def __init__(self, kind: PositionKind, grid: TubeletGrid, dim: int) -> None:
+        super().__init__()
+        check_positions(kind, dim)
+        self.key = (kind, grid.t, grid.h, grid.w, dim)
+        self.table: Tensor | None = None
+
+    def on(self, device: torch.device) -> Tensor:
+        """The table on `device`."""
+        if self.table is None or self.table.device != device:
+            self.table = position_table(*self.key).to(device)
+        return self.table
+
+    def rows(self, index: Tensor) -> Tensor:
+        """The rows of `index` [B, K] -> fp32 [B, K, D]."""
+        return F.embedding(index, self.on(index.device))
+
+
+class QkvLinear(nn.Linear):
+    """The joint projection [3D, D] without a bias of its own; q and v biases belong to the attention, k has none."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, 3 * dim, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is; values come from `dsvid.models.init`."""
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]
+        return F.linear(x, self.weight, bias)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention [B, N, D] -> [B, N - first, D] (queries from token `first` on), VideoMAE's parameter
+    names.
+    """
+
+    def __init__(self, dim: int, heads: int, attention: str) -> None:
+        super().__init__()
+        self.heads = heads
+        self.requested = attention
+        self.q_bias = nn.Parameter(torch.empty(dim))
+        self.v_bias = nn.Parameter(torch.empty(dim))
+        self.qkv = QkvLinear(dim)
+        self.proj = Linear(dim, dim)
+
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        b, n, width = x.shape
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        qkv = self.qkv(x, bias).view(b, n, 3, self.heads, width // self.heads)
+        backend = choose_backend(self.requested, x.device.type, qkv.dtype, n, width // self.heads)
+        out: Tensor = self.proj(attend_packed(qkv, backend, first).reshape(b, n - first, width))
+        return out
+
+
+class Mlp(nn.Module):
+    """fc2(GELU_erf(fc1(x)))."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm block on an fp32 residual stream [B, N, D] -> [B, N - first, D].
+
+    `scale` [B, 2] is stochastic depth's factor of the two branches. Tokens before `first` are only attended to: a
+    last block whose reader wants the others alone need not compute them.
+    """
+
+    def __init__(self, dim: int, heads: int, hidden: int, attention: str) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(dim)
+        self.attn = Attention(dim, heads, attention)
+        self.norm2 = LayerNorm(dim)
+        self.mlp = Mlp(dim, hidden)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, first: int = 0) -> Tensor:
+        branch = self.attn(self.norm1(x), first)
+        x = x[:, first:] + (branch if scale is None else branch * scale[:, 0, None, None])
+        branch = self.mlp(self.norm2(x))
+        out: Tensor = x + (branch if scale is None else branch * scale[:, 1, None, None])
+        return out

@@ -1,0 +1,57 @@
+"""Stochastic depth and head dropout from counters: the draw depends on a clip's seed only, and every rank runs every
+block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from dsvid.ops import counter_uniform
+
+# Streams of the counter-based generator; `dsvid.ops` uses small numbers for its masks.
+DEPTH_STREAM = 1001
+HEAD_DROP_STREAM = 1002
+
+Checkpoint = Callable[..., Tensor]
+
+
+def branch_scales(seeds: Tensor | None, rate: float, depth: int, training: bool) -> Tensor | None:
+    """Factors [B, depth, 2] of the residual branches: 0 with the block's probability, else 1/keep; None where nothing
+    drops.
+
+    The probability grows linearly from 0 to `rate` over the blocks (arXiv 1603.09382), alike for both branches of a
+    block.
+    """
+    if rate == 0.0 or not training:
+        return None
+    if seeds is None:
+        raise ValueError("stochastic depth needs the seeds of the clips")
+    drop = torch.linspace(0.0, rate, depth, device=seeds.device).repeat_interleave(2)
+    kept = counter_uniform(seeds, DEPTH_STREAM, 2 * depth) >= drop
+    return (kept / (1.0 - drop)).view(-1, depth, 2)
+
+
+def dropout(x: Tensor, seeds: Tensor | None, rate: float, training: bool) -> Tensor:
+    """Dropout of features [B, D] by the seeds of the clips."""
+    if rate == 0.0 or not training:
+        return x
+    if seeds is None:
+        raise ValueError("dropout needs the seeds of the clips")
+    kept = counter_uniform(seeds, HEAD_DROP_STREAM, x.shape[1]) >= rate
+    return x * kept / (1.0 - rate)
+
+
+def run_blocks(
+    blocks: nn.ModuleList, x: Tensor, scales: Tensor | None, checkpoint: Checkpoint | None, first: int = 0
+) -> Tensor:
+    """Run every block, each under `checkpoint(block, x, scale, first)` where one is given; the last drops tokens
+    before `first`.
+    """
+    last = len(blocks) - 1
+    for i, block in enumerate(blocks):
+        arguments = (x, None if scales is None else scales[:, i], first if i == last else 0)
+        x = block(*arguments) if checkpoint is None else checkpoint(block, *arguments)
+    return x

@@ -1,0 +1,110 @@
+"""The released sizes of the VideoMAE family: encoder widths and depths, and the decoder that belongs to each.
+
+Knows numbers only (facts of arXiv 2203.12602 and 2303.16727); builds nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dsvid.errors import RecipeError
+
+Flavour = Literal["videomae", "videomaev2"]
+
+
+@dataclass(frozen=True)
+class EncoderSize:
+    """Width, depth, heads, patch and MLP ratio of an encoder; raises RecipeError where the heads do not divide the
+    width.
+    """
+
+    dim: int
+    depth: int
+    heads: int
+    patch: int
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        check_heads("encoder", self.dim, self.heads)
+
+    @property
+    def hidden(self) -> int:
+        """Width of the MLP, truncated as in the originals."""
+        return int(self.dim * self.mlp_ratio)
+
+
+@dataclass(frozen=True)
+class DecoderSize:
+    """Width, depth and heads of a decoder; raises RecipeError where the heads do not divide the width."""
+
+    dim: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        check_heads("decoder", self.dim, self.heads)
+
+    @property
+    def hidden(self) -> int:
+        """Width of the MLP, truncated as in the originals."""
+        return int(self.dim * self.mlp_ratio)
+
+
+def check_heads(part: str, dim: int, heads: int) -> None:
+    """Raise RecipeError unless `heads` divides `dim`."""
+    if heads < 1 or dim % heads:
+        divisors = [n for n in range(1, dim + 1) if dim % n == 0]
+        nearest = min(divisors, key=lambda n: abs(n - heads))
+        raise RecipeError(
+            f"the number of attention heads of the {part} does not divide its width",
+            found=f"dim={dim}, heads={heads}",
+            expected=f"a divisor of {dim}, for example {nearest}",
+            fix=f"heads={nearest}",
+        )
+
+
+ENCODERS: dict[str, EncoderSize] = {
+    "vit_micro": EncoderSize(128, 4, 4, 8),
+    "vit_tiny": EncoderSize(192, 12, 3, 16),
+    "vit_small": EncoderSize(384, 12, 6, 16),
+    "vit_base": EncoderSize(768, 12, 12, 16),
+    "vit_large": EncoderSize(1024, 24, 16, 16),
+    "vit_huge": EncoderSize(1280, 32, 16, 16),
+    "vit_giant": EncoderSize(1408, 40, 16, 14, 48 / 11),
+    "vit_6b": EncoderSize(3200, 48, 25, 14),
+}
+
+_DECODERS: dict[str, DecoderSize] = {
+    "vit_micro": DecoderSize(64, 2, 2),
+    "vit_tiny": DecoderSize(192, 4, 3),
+    "vit_small": DecoderSize(192, 4, 3),
+    "vit_base": DecoderSize(384, 4, 6),
+    "vit_large": DecoderSize(512, 4, 8),
+    "vit_huge": DecoderSize(512, 4, 8),
+    "vit_giant": DecoderSize(512, 4, 8),
+    "vit_6b": DecoderSize(512, 4, 8),
+}
+
+# VideoMAE's released L and H decode all tokens with 12 blocks; from V2 on every size keeps 4.
+_DECODERS_VIDEOMAE: dict[str, DecoderSize] = {
+    "vit_large": DecoderSize(512, 12, 8),
+    "vit_huge": DecoderSize(640, 12, 8),
+}
+
+
+def encoder_size(arch: str) -> EncoderSize:
+    """The size registered under `arch`; raises RecipeError for an unknown name."""
+    try:
+        return ENCODERS[arch]
+    except KeyError:
+        raise RecipeError("model.arch is unknown", found=arch, expected=", ".join(ENCODERS)) from None
+
+
+def decoder_size(arch: str, flavour: Flavour) -> DecoderSize:
+    """The released decoder of `arch` in VideoMAE (all tokens) or VideoMAE V2 (dual masking)."""
+    encoder_size(arch)
+    if flavour == "videomae" and arch in _DECODERS_VIDEOMAE:
+        return _DECODERS_VIDEOMAE[arch]
+    return _DECODERS[arch]

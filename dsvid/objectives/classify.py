@@ -1,0 +1,70 @@
+"""Clip classification: all tokens of a clip -> cross-entropy with label smoothing.
+
+Legend: B batch, N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsvid.models.vit import VisionTransformer
+from dsvid.objectives.output import Batch, Output, compute_dtype
+from dsvid.objectives.pretrain import IMAGENET_MEAN, IMAGENET_STD
+from dsvid.ops import gather_tokens
+from dsvid.tokens import TubeletGrid
+
+
+class ClassifyObjective(nn.Module):
+    """Batch of uint8 clips and labels -> loss; logs `correct`, the number of clips whose highest logit is the label."""
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        grid: TubeletGrid,
+        *,
+        label_smoothing: float = 0.0,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.grid = grid
+        self.label_smoothing = label_smoothing
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def forward(self, batch: Batch) -> Output:
+        """Loss over batch["clip"] and batch["label"]; batch["weight"] (0 = padding) weighs the clips where it is
+        given.
+        """
+        logits = self.logits(batch)
+        labels, weight = batch["label"], batch.get("weight")
+        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
+        right = (logits.detach().argmax(dim=-1) == labels).float()
+        if weight is None:
+            return Output(losses.mean(), {"correct": right.sum()})
+        # A batch of padding alone has weight 0: its loss is 0, not NaN.
+        loss = (losses * weight).sum() / weight.sum().clamp(min=1.0)
+        return Output(loss, {"correct": (right * weight).sum()})
+
+    def logits(self, batch: Batch) -> Tensor:
+        """fp32 logits [B, classes] of batch["clip"]; batch["seed"] serves drop path in training and may be missing
+        else.
+        """
+        clip = batch["clip"]
+        every = torch.arange(self.grid.tokens, dtype=torch.int32, device=clip.device).expand(clip.shape[0], -1)
+        patches, _ = gather_tokens(
+            clip,
+            every,
+            None,
+            self.grid,
+            mean=self.mean,
+            std=self.std,
+            norm_pix=False,
+            dtype=compute_dtype(self.model, clip.device),
+        )
+        logits: Tensor = self.model.forward_patches(patches, batch.get("seed"))
+        return logits.float()

@@ -1,0 +1,44 @@
+"""The step benchmark at a tiny size: both sides agree in loss and gradient norm, and a disagreement is an error."""
+
+import argparse
+import json
+
+import pytest
+
+from dsvid.cli import bench_step
+from dsvid.errors import DsvidError
+
+pytest.importorskip("transformers")
+
+
+def _arguments(*options: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    bench_step.add_arguments(parser)
+    tiny = ["--arch", "vit_micro", "--batch", "1", "--frames", "4", "--size", "32", "--mask-ratio", "0.75"]
+    return parser.parse_args([*tiny, "--repeats", "1", *options])
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_every_arm_agrees(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Four clips' worth of tokens are too few for bf16 noise to average out as it does at 1568 tokens.
+    monkeypatch.setattr(bench_step, "_GRAD_NORM_SHARE", 2e-2)
+    report = bench_step.run(_arguments("--dtype", dtype))
+    arms = report["arms"]
+    assert {"dsvid", "transformers eager", "transformers sdpa"} <= set(arms)
+    assert ("dsvid, bf16 weights" in arms) == (dtype == "bf16")
+    assert all(arm["cpu_s"] > 0 and arm["wall_s"] > 0 for arm in arms.values())
+    assert set(report["ratios"]) >= {"eager / dsvid", "sdpa / dsvid"}
+    json.dumps(report)
+
+
+def test_a_difference_in_the_model_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = bench_step.transformers_state
+
+    def wrong(source: object) -> dict[str, object]:
+        state = right(source)
+        state["decoder.head.bias"] = state["decoder.head.bias"] + 0.1
+        return state
+
+    monkeypatch.setattr(bench_step, "transformers_state", wrong)
+    with pytest.raises(DsvidError, match="loss of"):
+        bench_step.run(_arguments())
