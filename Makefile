@@ -1,0 +1,48 @@
+# `make demo` and `make test` set up what they need. `make env` does nothing when .venv is up to date.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.dsvid-env
+SOURCES := pyproject.toml setup.py dsvid/ops/build.py $(wildcard csrc/*)
+RANKS ?= 0
+
+.PHONY: env demo test check lint format types docs clean
+
+env: $(STAMP)
+
+$(STAMP): $(SOURCES)
+	@if command -v uv >/dev/null 2>&1; then \
+	  echo "environment: uv, $(VENV)"; \
+	  { test -x $(BIN)/python || uv venv --quiet --python "$(PYTHON)" $(VENV); } && \
+	  uv pip install --quiet --python $(BIN)/python -e '.[dev]'; \
+	else \
+	  echo "environment: pip, $(VENV) (some minutes and about 6 GB the first time; uv is faster)"; \
+	  { test -x $(BIN)/pip || "$(PYTHON)" -m venv $(VENV); } && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'; \
+	fi
+	@$(BIN)/python -m dsvid.ops.build
+	@touch $@
+
+demo: env
+	$(BIN)/dsvid demo --ranks $(RANKS)
+
+test: env
+	$(BIN)/python -m pytest
+
+check: lint types test
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp csrc/*.cu)
+
+format: env
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(wildcard csrc/*.h csrc/*.cpp csrc/*.cu)
+
+types: env
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist *.egg-info dsvid/ops/lib .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,47 @@
+"""The `dsvid` command: one small module per subcommand, imported only when it is the one that is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+
+from dsvid import __version__
+from dsvid.errors import DsvidError
+
+# name -> (module, one line of help); the line stands here so that `dsvid --help` imports nothing.
+COMMANDS = {
+    "recipes": ("recipes", "list the shipped recipes, or print one resolved"),
+    "env": ("env", "versions, devices, backends; what is missing and its cure"),
+    "demo": ("demo", "pre-train, fine-tune and test on generated clips, in minutes on two cores"),
+    "eval": ("eval", "multi-view test of a weight folder"),
+    "consolidate": ("consolidate", "ZeRO shards of a run or checkpoint -> one fp32 weight folder"),
+    "bench": ("bench", "benchmarks: mask (the tube op), step (forward and backward)"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 2 the user's mistake."""
+    words = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="dsvid", description="Large video transformers with DeepSpeed.")
+    parser.add_argument("--version", action="version", version=f"dsvid {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    called = next((word for word in words if word in COMMANDS), None)
+    for name, (module, text) in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        if name == called:
+            importlib.import_module(f"dsvid.cli.{module}").add_arguments(sub)
+    args = parser.parse_args(words)
+    try:
+        return int(importlib.import_module(f"dsvid.cli.{COMMANDS[args.command][0]}").run(args) or 0)
+    except DsvidError as error:
+        if os.environ.get("DSVID_DEBUG") == "1":
+            traceback.print_exc()
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # `dsvid recipes | head`: the reader has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,24 @@
+"""`dsvid bench mask|step`: medians over interleaved repeats and the ratio to a named baseline of the same run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+BENCHES = {
+    "mask": "the tube-masking op against the textbook chain and the memory floor",
+    "step": "forward and backward against transformers' VideoMAEForPreTraining",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One sub-subcommand per benchmark."""
+    benches = parser.add_subparsers(dest="bench", required=True, metavar="|".join(BENCHES))
+    for name, text in BENCHES.items():
+        sub = benches.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        importlib.import_module(f"dsvid.cli.bench_{name}").add_arguments(sub)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the chosen benchmark."""
+    importlib.import_module(f"dsvid.cli.bench_{args.bench}").run(args)

@@ -1,0 +1,100 @@
+"""Crops, resizes and flips of uint8 clips [T, H, W, 3]; every choice comes from the generator that is handed in.
+
+The same box serves all frames of a clip. Nothing leaves uint8: resizing 16 frames costs 1 ms that way and 8 in float.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SCALES = (1.0, 0.875, 0.75, 0.66)
+SNAP = 3  # a crop side less than this many pixels from the wanted side is taken as the wanted side: no resize
+
+
+def resize(clip: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear with antialiasing, uint8 [T, H, W, 3] -> [T, height, width, 3]; within one level of PIL."""
+    if clip.shape[1:3] == (height, width):
+        return clip
+    # the permuted view is torch's channels-last layout, which has a uint8 kernel: no float copy, no transposition
+    planes = clip.permute(0, 3, 1, 2)
+    out = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", align_corners=False, antialias=True)
+    return out.permute(0, 2, 3, 1).contiguous()
+
+
+def resize_short_side(clip: Tensor, size: int) -> Tensor:
+    """Scale so that the shorter side is `size`; the longer one is int(size * long / short), as in the originals."""
+    height, width = clip.shape[1:3]
+    if height <= width:
+        return resize(clip, size, int(size * width / height))
+    return resize(clip, int(size * height / width), size)
+
+
+def crop(clip: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    """A box of every frame, uint8 [T, height, width, 3]."""
+    return clip[:, top : top + height, left : left + width]
+
+
+def center_crop(clip: Tensor, size: int) -> Tensor:
+    """The middle square; a frame that is too small is enlarged first."""
+    clip = _at_least(clip, size)
+    height, width = clip.shape[1:3]
+    return crop(clip, (height - size) // 2, (width - size) // 2, size, size)
+
+
+def random_crop(clip: Tensor, size: int, rng: np.random.Generator) -> Tensor:
+    """A square anywhere, without scaling; a frame that is too small is enlarged first."""
+    clip = _at_least(clip, size)
+    top, left = (int(rng.integers(0, side - size + 1)) for side in clip.shape[1:3])
+    return crop(clip, top, left, size, size)
+
+
+def multi_scale_crop(
+    clip: Tensor, size: int, rng: np.random.Generator, scales: tuple[float, ...] = SCALES, max_distort: int = 1
+) -> Tensor:
+    """VideoMAE's pre-training crop: sides from `scales` of the short side, one of 13 places, resized to size x size."""
+    height, width = clip.shape[1:3]
+    boxes = multi_scale_sizes(height, width, size, scales, max_distort)
+    box_height, box_width = boxes[int(rng.integers(0, len(boxes)))]
+    places = thirteen_places(height, width, box_height, box_width)
+    top, left = places[int(rng.integers(0, len(places)))]
+    return resize(crop(clip, top, left, box_height, box_width), size, size)
+
+
+def multi_scale_sizes(
+    height: int, width: int, size: int, scales: tuple[float, ...] = SCALES, max_distort: int = 1
+) -> list[tuple[int, int]]:
+    """(height, width) of every allowed box: scale numbers of the two sides differ by `max_distort` at most."""
+    short = min(height, width)
+    sides = [int(short * scale) for scale in scales]
+    # the originals snap also upwards over the frame's edge and so show black there; a box here never leaves the frame
+    sides = [size if abs(side - size) < SNAP and size <= short else side for side in sides]
+    pairs = [(i, j) for i in range(len(sides)) for j in range(len(sides)) if abs(i - j) <= max_distort]
+    return [(sides[i], sides[j]) for i, j in pairs]
+
+
+def thirteen_places(height: int, width: int, box_height: int, box_width: int) -> list[tuple[int, int]]:
+    """(top, left) on a 5 x 5 raster of the free space: every place where row and column number have the same parity."""
+    down, right = (height - box_height) // 4, (width - box_width) // 4
+    return [(i * down, j * right) for i in range(5) for j in range(5) if (i + j) % 2 == 0]
+
+
+def spatial_crop(clip: Tensor, size: int, crops: int, number: int) -> Tensor:
+    """Test crop `number` of `crops`, evenly spaced along the longer side, centred on the shorter; one = the middle."""
+    clip = _at_least(clip, size)
+    height, width = clip.shape[1:3]
+    if crops == 1:
+        return center_crop(clip, size)
+    along = int(number * ((max(height, width) - size) / (crops - 1)))  # divided first: the originals' rounding
+    top, left = (along, (width - size) // 2) if height > width else ((height - size) // 2, along)
+    return crop(clip, top, left, size, size)
+
+
+def flip(clip: Tensor, probability: float, rng: np.random.Generator) -> Tensor:
+    """Mirror left-right with the given probability; always draws one number, so that later draws do not shift."""
+    return clip.flip(2) if rng.random() < probability else clip
+
+
+def _at_least(clip: Tensor, size: int) -> Tensor:
+    return resize_short_side(clip, size) if min(clip.shape[1:3]) < size else clip

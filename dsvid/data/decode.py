@@ -1,0 +1,441 @@
+"""One interface over decord, PyAV and folders of frames: frame number i is the same picture whichever of them reads it.
+
+Frame numbers count the frames of FFmpeg's best video stream (default flag, then most frames probed, then bit rate) in
+display order. Where decord would give other frames than asked for (`_why_not_decord`), PyAV reads the file and says so.
+Sources are opened for one clip and closed: an idle decord reader keeps decoding ahead. Rotation tags are not applied.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsvid.data.manifest import Entry
+from dsvid.errors import DataError
+
+Frames = NDArray[np.uint8]
+_DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+_DECORD_PIXELS = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "gray")
+FRAME_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp"))
+_BUILD_PLACE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")  # decord puts time and source line of its own build first
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD")
+
+
+class ClipSource(Protocol):
+    """An open video: `frames` it has, `fps` (None = unknown), `note` (None, or why another decoder was taken)."""
+
+    frames: int
+    fps: float | None
+
+    @property
+    def note(self) -> str | None: ...
+
+    def read(self, indices: Sequence[int] | NDArray[np.int64]) -> Frames:
+        """Pictures of the given frame numbers, uint8 [T, H, W, 3], in the order asked for, repeats allowed."""
+
+
+class _Source(ClipSource, Protocol):
+    def close(self) -> None: ...
+
+
+def choose_decoder(name: str) -> tuple[str, str]:
+    """(`decord` or `pyav`, why) for a recipe's data.decoder. Raises DataError where the wanted one is not installed."""
+    if name in ("auto", "decord"):
+        try:
+            decord = _import_decord()
+        except Exception as error:  # a wheel for another platform raises OSError, RuntimeError, ...
+            if name == "decord":
+                raise DataError(
+                    "data.decoder=decord, but decord cannot be imported",
+                    found=f"{type(error).__name__}: {error}",
+                    fix="pip install decord (x86-64) or decord2, or data.decoder=pyav",
+                ) from error
+            _require_pyav(f"decord cannot be imported ({type(error).__name__})")
+            return "pyav", f"decord cannot be imported ({type(error).__name__})"
+        return "decord", f"decord {decord.__version__} is installed" if name == "auto" else "asked for"
+    _require_pyav("data.decoder=pyav")
+    return "pyav", "asked for"
+
+
+def _require_pyav(why: str) -> None:
+    try:
+        import av  # noqa: F401
+    except Exception as error:
+        raise DataError(f"{why}, but PyAV cannot be imported", found=str(error), fix="pip install av") from error
+
+
+def quiet_decoders() -> None:
+    """Silence FFmpeg's own lines about damaged files: the errors raised here name file and cause."""
+    with suppress(Exception):  # absent or for another platform: then there is nothing to silence
+        decord = _import_decord()
+        decord.logging.set_level(decord.logging.QUIET)
+    with suppress(Exception):
+        import av
+
+        av.logging.set_level(None)
+
+
+def _import_decord() -> Any:
+    return importlib.import_module("decord")
+
+
+@contextmanager
+def open_clip_source(
+    entry: Entry, decoder: str, *, frame_name: str = "img_{:05}.jpg", frame_start: int = 1
+) -> Iterator[ClipSource]:
+    """Open the video or the frame folder of an entry. Raises DataError with path and cause, here and in `read`."""
+    try:
+        source = _open(entry, decoder, frame_name, frame_start)
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise DECORDError, RuntimeError, av.error.*, ValueError, ...
+        raise _unreadable(entry.path, error) from error
+    try:
+        yield _Guarded(source, entry.path)
+    finally:
+        source.close()
+
+
+class _Guarded:
+    """A source whose `read` raises nothing but DataError."""
+
+    def __init__(self, source: _Source, path: str) -> None:
+        self._source = source
+        self._path = path
+        self.frames = source.frames
+        self.fps = source.fps
+
+    @property
+    def note(self) -> str | None:
+        return self._source.note
+
+    def read(self, indices: Sequence[int] | NDArray[np.int64]) -> Frames:
+        try:
+            return self._source.read(indices)
+        except DataError:
+            raise
+        except Exception as error:
+            raise _unreadable(self._path, error) from error
+
+
+def _open(entry: Entry, decoder: str, frame_name: str, frame_start: int) -> _Source:
+    path = entry.path
+    if "\0" in path or not os.path.exists(path):
+        raise DataError(
+            f"{path}: no such file or folder",
+            expected="a video or a folder of frames; relative paths start from the list's folder or data.root",
+        )
+    if os.path.isdir(path):
+        return _FolderSource(entry, frame_name, frame_start)
+    if entry.kind == "frames" and entry.total > 0:
+        raise DataError(f"{path}: a file where the list promises a folder of frames")
+    _refuse_by_first_bytes(path)
+    source = _open_decord(path) if decoder == "decord" else _PyavSource(path)
+    if entry.total > 0:
+        return _Part(source, entry)
+    return source
+
+
+def _refuse_by_first_bytes(path: str) -> None:
+    # FFmpeg would follow a playlist to other files and hosts, and a text file costs it seconds of probing
+    with open(path, "rb") as handle:
+        first = handle.read(64)
+    if not first:
+        raise DataError(f"{path}: the file is empty (0 bytes)")
+    if first.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(_PLAYLISTS):
+        raise DataError(f"{path}: a playlist is not a video", expected="a file that holds the video itself")
+
+
+def _unreadable(path: str, error: Exception) -> DataError:
+    return DataError(f"{path}: cannot be decoded", found=f"{type(error).__name__}: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return _BUILD_PLACE.sub("", lines[0])[:300] if lines else "no message"
+
+
+def _check_range(indices: NDArray[np.int64], frames: int, path: str) -> None:
+    if len(indices) == 0 or int(indices.min()) < 0 or int(indices.max()) >= frames:
+        raise DataError(f"{path}: frames {indices.tolist()} of a video of {frames} frames")
+
+
+# ---- decord --------------------------------------------------------------------------------------------------------
+
+
+class _DecordSource:
+    note: str | None = None
+
+    def __init__(self, path: str, reader: Any) -> None:
+        self.path = path
+        self._reader = reader
+        self._other: _PyavSource | None = None
+        self.frames = len(reader)
+        fps = float(reader.get_avg_fps())
+        self.fps = fps if 0 < fps < 1e4 else None
+
+    def read(self, indices: Sequence[int] | NDArray[np.int64]) -> Frames:
+        wanted = np.asarray(indices, dtype=np.int64)
+        _check_range(wanted, self.frames, self.path)
+        if self._other is None:
+            try:
+                pictures: Frames = self._reader.get_batch(wanted).asnumpy()
+                return pictures
+            except Exception as error:
+                if "from_size == to_size" not in str(error):
+                    raise
+            # decord 0.6.0 cannot copy out pictures of some widths (48, 72, ... pixels)
+            self.note = "read by PyAV, because decord cannot read pictures of this width"
+            self._other = _PyavSource(self.path)
+        return self._other.read(wanted)
+
+    def close(self) -> None:
+        self._reader = None
+        if self._other is not None:
+            self._other.close()
+
+
+def _open_decord(path: str) -> _Source:
+    facts = os.stat(path)
+    reason = _why_not_decord(path, facts.st_size, facts.st_mtime_ns)
+    if reason is None:
+        decord = _import_decord()
+        try:
+            return _DecordSource(path, decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1))
+        except Exception as error:  # for example a codec younger than decord's FFmpeg 4.1 (AV1)
+            reason = f"decord cannot open it ({_first_line(error)})"
+    other = _PyavSource(path)
+    other.note = f"read by PyAV, because {reason}"
+    return other
+
+
+@lru_cache(maxsize=1 << 16)
+def _why_not_decord(path: str, size: int, modified_ns: int) -> str | None:
+    """Why decord would give wrong frames of a file, or None; `size` and `modified_ns` only tell a replaced file.
+
+    decord takes the place of a key frame among the packets for its frame number, and trusts every time stamp: measured
+    wrong frames are 23 of 96 with open groups of pictures, 84 of 96 for H.264 in AVI, 350 of 400 in MPEG-TS.
+    """
+    index = _PyavSource(path)
+    try:
+        return index.why_not_decord()
+    finally:
+        index.close()
+
+
+# ---- PyAV ----------------------------------------------------------------------------------------------------------
+
+
+class _PyavSource:
+    """Index of presentation times from the packets, then seek to a key frame and decode up to the frames wanted."""
+
+    note: str | None = None
+
+    def __init__(self, path: str) -> None:
+        import av
+
+        self.path = path
+        self._container = av.open(path)
+        try:
+            stream = self._container.streams.best("video")
+            if stream is None:
+                raise DataError(f"{path}: no video stream", found="audio or data only")
+            self._stream: Any = stream
+            self._stream.codec_context.thread_count = 1
+            self._index()
+        except BaseException:
+            self._container.close()
+            raise
+
+    def _index(self) -> None:
+        times: list[int | None] = []
+        keys: dict[int, int] = {}  # time of a key frame -> its place among the packets
+        self._discards = False
+        for packet in self._container.demux(self._stream):
+            if packet.size == 0 or packet.is_discard:
+                self._discards |= packet.is_discard
+                continue
+            if packet.is_keyframe and packet.pts is not None:
+                keys[packet.pts] = len(times)
+            times.append(packet.pts)
+        if not times:
+            raise DataError(f"{self.path}: the video has no frames")
+        known = sorted({time for time in times if time is not None})
+        self.frames = len(times)
+        # without a time of its own for every frame (AVI has none for reordered ones) frames are counted from the start
+        container = self._container.format.name
+        self._timed = len(known) == self.frames and not (container == "avi" and self._stream.codec_context.has_b_frames)
+        self._times = known
+        self._keys = sorted(keys)
+        self._places = keys
+        # seeking in transport streams lands anywhere; the packets themselves are sound
+        self._seekable = self._timed and container != "mpegts"
+        promised = self._stream.frames
+        if self.frames < promised - max(2, promised // 50):
+            self.note = f"the file is cut off: {self.frames} of {promised} frames are there"
+        rate: Fraction | None = self._stream.average_rate
+        self.fps = float(rate) if rate else None
+
+    def read(self, indices: Sequence[int] | NDArray[np.int64]) -> Frames:
+        wanted = np.asarray(indices, dtype=np.int64)
+        _check_range(wanted, self.frames, self.path)
+        pictures: dict[int, Frames] = {}
+        ahead: Iterator[tuple[int, Any]] | None = None
+        at = -1  # number of the last frame that `ahead` gave
+        for number in sorted(set(wanted.tolist())):
+            key = self._key_before(number)
+            if ahead is None or key > at + 1:
+                ahead, at = self._decode_from(key), -1
+            picture, at = self._advance(ahead, number)
+            while picture is None and key > 0:
+                # the seek fell behind the frame (open group of pictures, coarse index): start one key frame earlier
+                key = self._key_before(key - 1)
+                ahead = self._decode_from(key)
+                picture, at = self._advance(ahead, number)
+            if picture is None:
+                raise DataError(f"{self.path}: frame {number} of {self.frames} cannot be decoded (damaged or cut off)")
+            pictures[number] = picture
+        return np.stack([pictures[number] for number in wanted.tolist()])
+
+    def why_not_decord(self) -> str | None:
+        """See `_why_not_decord`."""
+        if self._container.format.name not in _DECORD_CONTAINERS:
+            return f"decord counts frames wrongly in {self._container.format.name} files"
+        if self.note is not None:
+            return self.note
+        if not self._timed or self._discards:
+            return "its frames have no time stamps, equal ones or an edit list"
+        if any(self._times[place] != time for time, place in self._places.items()):
+            return "decord counts frames wrongly after a key frame with frames shown before it (open GOP)"
+        context = self._stream.codec_context
+        if context.pix_fmt not in _DECORD_PIXELS:
+            return f"decord converts {context.pix_fmt} to other colours"
+        return None
+
+    def _key_before(self, number: int) -> int:
+        """Frame number of the last key frame at or before a frame; 0 where only counting from the start is safe."""
+        if not self._seekable or not self._keys:
+            return 0
+        place = bisect_right(self._keys, self._times[number]) - 1
+        return bisect_right(self._times, self._keys[place]) - 1 if place > 0 else 0
+
+    def _decode_from(self, key: int) -> Iterator[tuple[int, Any]]:
+        """(frame number, decoded frame) from the key frame on, in display order."""
+        if key == 0:
+            # the demuxer may hold packets before time 0 (edit lists), so to the very beginning
+            self._container.seek(min(0, self._times[0]) if self._times else 0, stream=self._stream)
+        else:
+            self._container.seek(self._times[key], stream=self._stream, backward=True)
+        counted = 0
+        for frame in self._container.decode(self._stream):
+            if not self._timed:
+                yield counted, frame
+                counted += 1
+                continue
+            if frame.pts is None:
+                continue
+            number = bisect_right(self._times, frame.pts) - 1
+            if number >= 0 and self._times[number] == frame.pts:
+                yield number, frame
+
+    @staticmethod
+    def _advance(ahead: Iterator[tuple[int, Any]], number: int) -> tuple[Frames | None, int]:
+        for found, frame in ahead:
+            if found == number:
+                return frame.to_ndarray(format="rgb24"), found
+            if found > number:
+                return None, found
+        return None, -1
+
+    def close(self) -> None:
+        self._container.close()
+
+
+# ---- parts and folders ---------------------------------------------------------------------------------------------
+
+
+class _Part:
+    """The frames [start, start + total) of a video, counted from 0."""
+
+    def __init__(self, whole: _Source, entry: Entry) -> None:
+        self._whole = whole
+        self._start = entry.start
+        self.frames = min(entry.total, whole.frames - entry.start)
+        self.fps = whole.fps
+        if self.frames < 1:
+            whole.close()
+            raise DataError(
+                f"{entry.path}: the list asks for frames {entry.start} .. {entry.start + entry.total - 1}",
+                found=f"{whole.frames} frames",
+            )
+
+    @property
+    def note(self) -> str | None:
+        return self._whole.note
+
+    def read(self, indices: Sequence[int] | NDArray[np.int64]) -> Frames:
+        wanted = np.asarray(indices, dtype=np.int64)
+        _check_range(wanted, self.frames, "part of a video")
+        return self._whole.read(wanted + self._start)
+
+    def close(self) -> None:
+        self._whole.close()
+
+
+class _FolderSource:
+    """A folder of pictures named by `frame_name` and a number, as in Something-Something."""
+
+    fps: float | None = None
+    note: str | None = None
+
+    def __init__(self, entry: Entry, frame_name: str, frame_start: int) -> None:
+        self.folder = Path(entry.path)
+        self._name = frame_name
+        # for an entry that the list took for a video, `start` counts frames and is no file number
+        self._first = entry.start if entry.kind == "frames" and entry.start >= 0 else frame_start + max(entry.start, 0)
+        self.frames = entry.total if entry.total > 0 else self._count()
+
+    def _count(self) -> int:
+        count = sum(1 for item in os.scandir(self.folder) if Path(item.name).suffix.lower() in FRAME_SUFFIXES)
+        if count == 0:
+            raise DataError(f"{self.folder}: no pictures in the folder", expected=", ".join(sorted(FRAME_SUFFIXES)))
+        return count
+
+    def read(self, indices: Sequence[int] | NDArray[np.int64]) -> Frames:
+        wanted = np.asarray(indices, dtype=np.int64)
+        _check_range(wanted, self.frames, str(self.folder))
+        pictures = {number: self._picture(number) for number in set(wanted.tolist())}
+        shapes = {picture.shape for picture in pictures.values()}
+        if len(shapes) > 1:
+            raise DataError(f"{self.folder}: pictures of different sizes", found=sorted(shapes))
+        return np.stack([pictures[number] for number in wanted.tolist()])
+
+    def _picture(self, number: int) -> Frames:
+        from PIL import Image
+
+        path = self.folder / self._name.format(self._first + number)
+        if not path.is_file():
+            raise DataError(
+                f"{path}: no such frame",
+                found=f"the list promises {self.frames} frames from number {self._first} on",
+                fix="correct the list, data.frame_name or data.frame_start",
+            )
+        try:
+            with Image.open(path) as image:
+                return np.asarray(image.convert("RGB"))
+        except Exception as error:
+            raise _unreadable(str(path), error) from error
+
+    def close(self) -> None:
+        return None

@@ -1,0 +1,501 @@
+"""Batches of uint8 clips, a pure function of (seed, step): the same for any number of ranks, workers and restarts.
+
+Knows lists, decoders and crops; knows no model, no task and no process group. Legend: B clips of a micro-batch,
+T frames, H W pixels. A batch is {"clip": uint8 [B, T, H, W, 3], "seed", "label" (-1 unknown), "index": int64 [B],
+"bad": records of unreadable clips, "notes": {"path", "note"} where another decoder read a file}; evaluation adds
+"weight" float32 [B] (0 = padding), "segment" and "crop" int64 [B].
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import json
+import math
+import os
+import signal
+import sys
+import time
+import weakref
+from collections.abc import Iterator
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dsvid.data import augment, order, sampling
+from dsvid.data.decode import choose_decoder, open_clip_source, quiet_decoders
+from dsvid.data.manifest import Manifest, open_split
+from dsvid.errors import DataError
+
+if TYPE_CHECKING:
+    from dsvid.recipe import DataConfig
+
+Batch = dict[str, Any]
+ATTEMPTS = 10  # unreadable clips in a row, each in place of the one before, until the list counts as unusable
+# streams of random numbers that belong to one video or clip
+_FRAMES, _PIXELS, _REPLACEMENT = 1, 2, 3
+
+
+class WorkerDied(RuntimeError):
+    """A loader process was killed or crashed; not the user's mistake."""
+
+
+class ClipReader:
+    """Reads one list by one recipe section: entry -> frames -> cropped uint8 clip."""
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        if config.flip > 0 and "builtin" in (config.train, config.val, config.test):
+            raise DataError(
+                "data.flip with the built-in clips",
+                found=config.flip,
+                expected="0: a mirrored clip belongs to another class (left and right, cw and ccw)",
+                fix="data.flip=0",
+            )
+        self.config = config
+        self.manifest: Manifest = open_split(getattr(config, split), split, config.root)
+        self.size = len(self.manifest)
+        if split == "train" and config.train_limit:
+            self.size = min(self.size, config.train_limit)
+        self.decoder, self.decoder_reason = choose_decoder(config.decoder)
+
+    def frames(self, index: int, choose: sampling.Draws | tuple[int, int]) -> tuple[Tensor, str | None]:
+        """Frames uint8 [T, H, W, 3] of entry `index`, and a remark; `choose`: random draws, or (segments, segment).
+
+        Raises DataError with `frame_range` set where the frames were chosen already.
+        """
+        config = self.config
+        entry = self.manifest[index]
+        with open_clip_source(
+            entry, self.decoder, frame_name=config.frame_name, frame_start=config.frame_start
+        ) as source:
+            step = sampling.frame_step(config.sampling_rate, config.view_fps, source.fps)
+            if isinstance(choose, tuple):
+                picked = sampling.eval_indices(config.sampling, source.frames, config.num_frames, step, *choose)
+            else:
+                picked = sampling.train_indices(config.sampling, source.frames, config.num_frames, step, choose)
+            try:
+                pictures = source.read(picked)
+            except DataError as error:
+                raise _UnreadableFrames(error, (int(picked.min()), int(picked.max()))) from error
+            return torch.from_numpy(pictures), source.note
+
+    def train_crop(self, frames: Tensor, rng: np.random.Generator) -> Tensor:
+        """The recipe's training crop and flip, uint8 [T, input_size, input_size, 3]."""
+        config = self.config
+        if config.crop == "multi_scale":
+            clip = augment.multi_scale_crop(frames, config.input_size, rng)
+        else:
+            if config.short_side:
+                frames = augment.resize_short_side(frames, config.short_side)
+            if config.crop == "random":
+                clip = augment.random_crop(frames, config.input_size, rng)
+            else:
+                clip = augment.center_crop(frames, config.input_size)
+        return augment.flip(clip, config.flip, rng)
+
+    def test_crop(self, frames: Tensor, crops: int, number: int) -> Tensor:
+        """Short side to data.short_side (0 = input_size), then crop `number` of `crops`."""
+        config = self.config
+        resized = augment.resize_short_side(frames, config.short_side or config.input_size)
+        return augment.spatial_crop(resized, config.input_size, crops, number)
+
+
+class _UnreadableFrames(DataError):
+    def __init__(self, cause: DataError, frame_range: tuple[int, int]) -> None:
+        super().__init__(cause.what, found=cause.found, expected=cause.expected, fix=cause.fix)
+        self.frame_range = frame_range
+
+
+def _bad_record(reader: ClipReader, index: int, error: DataError, clips: int) -> dict[str, Any]:
+    text = error.what if error.found is None else f"{error.what} ({error.found})"
+    frames = list(error.frame_range) if isinstance(error, _UnreadableFrames) else None
+    return {"path": reader.manifest[index].path, "index": index, "frames": frames, "error": text, "clips": clips}
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+class _TrainClips(Dataset[Any]):
+    """Micro-batch by its first place in the endless clip stream."""
+
+    def __init__(self, reader: ClipReader, seed: int, batch_micro: int) -> None:
+        self.reader = reader
+        self.seed = seed
+        self.micro = batch_micro
+        self.repeats = reader.config.num_sample
+
+    def __getitem__(self, first: int) -> Batch | DataError:
+        try:
+            return self.micro_batch(first)
+        except DataError as error:
+            # handed over as a value: torch would wrap a raised one into the worker's traceback
+            return error
+
+    def micro_batch(self, first: int) -> Batch:
+        epochs, indices = order.locate(
+            first // self.repeats, self.micro // self.repeats, seed=self.seed, dataset_size=self.reader.size
+        )
+        clips: list[Tensor] = []
+        seeds: list[int] = []
+        used: list[int] = []
+        bad: list[dict[str, Any]] = []
+        notes: list[dict[str, str]] = []
+        for epoch, index in zip(epochs.tolist(), indices.tolist(), strict=True):
+            frames, read, note = self.readable(epoch, index, bad)
+            if note is not None:
+                notes.append({"path": self.reader.manifest[read].path, "note": note})
+            for repeat in range(self.repeats):
+                seed = order.sample_seed(self.seed, epoch, index, repeat)
+                clips.append(self.reader.train_crop(frames, np.random.default_rng(order.mix(seed, _PIXELS))))
+                seeds.append(seed)
+                used.append(read)
+        labels = [self.reader.manifest.labels[index] for index in used]
+        return _batch(clips, seeds, labels, used, bad, notes)
+
+    def readable(self, epoch: int, index: int, bad: list[dict[str, Any]]) -> tuple[Tensor, int, str | None]:
+        """Frames of the video, or of the first readable one in its place; who was unreadable is added to `bad`."""
+        tried = index
+        failures: list[str] = []
+        for attempt in range(1, ATTEMPTS + 1):
+            rng = np.random.default_rng(order.mix(self.seed, epoch, index, attempt, _FRAMES))
+            try:
+                frames, note = self.reader.frames(tried, rng)
+                return frames, tried, note
+            except DataError as error:
+                bad.append(_bad_record(self.reader, tried, error, self.repeats))
+                failures.append(bad[-1]["error"])
+            tried = order.mix(self.seed, epoch, index, attempt, _REPLACEMENT) % self.reader.size
+        raise DataError(
+            f"{self.reader.manifest.source}: {ATTEMPTS} clips in a row cannot be read",
+            found="".join(f"\n    {failure}" for failure in dict.fromkeys(failures)),
+            expected="videos that can be decoded",
+            fix="`dsvid data check` lists every unreadable entry; data.root says where relative paths start",
+        )
+
+
+class _Places(Sampler[int]):
+    """First clip of every micro-batch of one rank, from `start_step` on, without end."""
+
+    def __init__(self, start_step: int, total: int, micro: int, rank: int, world: int) -> None:
+        self.start_step, self.total, self.micro, self.rank, self.world = start_step, total, micro, rank, world
+
+    def __iter__(self) -> Iterator[int]:
+        for step in count(self.start_step):
+            start, end = step * self.total, (step + 1) * self.total
+            yield from range(start + self.rank * self.micro, end, self.world * self.micro)
+
+
+class TrainLoader:
+    """Micro-batches of one rank, from optimizer step `start_step` on, without end.
+
+    Step s takes the clips s * batch_total .. (s+1) * batch_total - 1 of the stream; micro-batch m of rank r starts at
+    (m * world + r) * batch_micro in it. Raises DataError (lists, ten unreadable clips in a row) and WorkerDied.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        split: str = "train",
+        *,
+        seed: int,
+        batch_total: int,
+        batch_micro: int,
+        rank: int = 0,
+        world: int = 1,
+        start_step: int = 0,
+        device_type: str = "cpu",
+        samples_per_epoch: int = 0,
+    ) -> None:
+        assert batch_total % (batch_micro * world) == 0, "the recipe checks that the batch divides"
+        assert 0 <= rank < world
+        if batch_micro % config.num_sample:
+            raise DataError(
+                "batch.micro is not divisible by data.num_sample",
+                found=f"batch.micro={batch_micro}, data.num_sample={config.num_sample}",
+                expected="whole videos in a micro-batch",
+                fix=f"batch.micro={math.ceil(batch_micro / config.num_sample) * config.num_sample}",
+            )
+        self.reader = ClipReader(config, split)
+        self.rank = rank
+        self.dataset_size = self.reader.size
+        samples = samples_per_epoch or self.dataset_size * config.num_sample
+        self.steps_per_epoch = max(1, samples // batch_total)
+        self.decoder, self.decoder_reason = self.reader.decoder, self.reader.decoder_reason
+        places = _Places(start_step, batch_total, batch_micro, rank, world)
+        self._loader = _make_loader(_TrainClips(self.reader, seed, batch_micro), places, config, device_type)
+        self._running: list[Any] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _checked(self._loader, self.rank, self._running)
+
+    def close(self) -> None:
+        """End the worker processes now, also one that hangs in a decoder."""
+        for iterator in self._running:
+            _end_workers(iterator)
+        self._running.clear()
+
+
+# ---- evaluation ----------------------------------------------------------------------------------------------------
+
+
+class _EvalViews(Dataset[Any]):
+    """Batch of views by its number; view v = (video * segments + segment) * crops + crop."""
+
+    def __init__(self, reader: ClipReader, segments: int, crops: int, batch: int, play: str, seed: int) -> None:
+        self.reader, self.segments, self.crops, self.batch = reader, segments, crops, batch
+        self.play, self.seed = play, seed
+        self.views = reader.size * segments * crops
+
+    def __getitem__(self, number: int) -> Batch | DataError:
+        try:
+            return self.batch_of_views(number)
+        except DataError as error:
+            return error
+
+    def batch_of_views(self, number: int) -> Batch:
+        clips: list[Tensor] = []
+        bad: list[dict[str, Any]] = []
+        notes: list[dict[str, str]] = []
+        weights: list[float] = []
+        side = self.reader.config.input_size
+        blank = torch.zeros((self.reader.config.num_frames, side, side, 3), dtype=torch.uint8)
+        views = np.arange(number * self.batch, (number + 1) * self.batch)
+        real = views < self.views
+        videos, segments, crops = self._parts(np.where(real, views, 0))
+        frames: Tensor | None = None
+        at = (-1, -1)
+        for place in range(self.batch):
+            video, segment = int(videos[place]), int(segments[place])
+            if real[place] and at != (video, segment):  # the crops of one segment share its frames
+                at = (video, segment)
+                frames = self._frames(video, segment, bad, notes)
+            usable = bool(real[place]) and frames is not None
+            weights.append(1.0 if usable else 0.0)
+            clips.append(
+                self.reader.test_crop(frames, self.crops, int(crops[place])) if usable and frames is not None else blank
+            )
+        seeds = [order.sample_seed(self.seed, 0, int(view)) for view in views]
+        labels = [self.reader.manifest.labels[int(video)] for video in videos]
+        result = _batch(clips, seeds, labels, videos.tolist(), bad, notes)
+        result["weight"] = torch.tensor(weights)
+        result["segment"], result["crop"] = torch.from_numpy(segments), torch.from_numpy(crops)
+        return result
+
+    def _parts(self, views: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        videos, rest = np.divmod(views, self.segments * self.crops)
+        segments, crops = np.divmod(rest, self.crops)
+        return videos, segments, crops
+
+    def _frames(
+        self, video: int, segment: int, bad: list[dict[str, Any]], notes: list[dict[str, str]]
+    ) -> Tensor | None:
+        try:
+            frames, note = self.reader.frames(video, (self.segments, segment))
+        except DataError as error:
+            # never another video in its place: that would count a wrong answer for this one
+            bad.append(_bad_record(self.reader, video, error, self.crops))
+            return None
+        if note is not None:
+            notes.append({"path": self.reader.manifest[video].path, "note": note})
+        if self.play == "backwards":
+            return frames.flip(0)
+        if self.play == "still":
+            return frames[len(frames) // 2].expand_as(frames)
+        return frames
+
+
+def eval_batches(
+    config: DataConfig,
+    split: str,
+    *,
+    segments: int = 1,
+    crops: int = 1,
+    rank: int = 0,
+    world: int = 1,
+    batch: int = 16,
+    reverse: bool = False,
+    freeze: bool = False,
+    seed: int = 0,
+    device_type: str = "cpu",
+) -> Iterator[Batch]:
+    """Every (video, segment, crop) once over all ranks; as many batches of `batch` on every rank (weight 0 = padding).
+
+    `reverse` plays the clips backwards, `freeze` repeats their middle frame. A view that cannot be read has weight 0
+    and stands in "bad". Raises DataError (list, split) and WorkerDied.
+    """
+    assert not (reverse and freeze)
+    reader = ClipReader(config, split)
+    play = "backwards" if reverse else "still" if freeze else "forwards"
+    dataset = _EvalViews(reader, segments, crops, batch, play, seed)
+    batches = math.ceil(math.ceil(dataset.views / batch) / world)
+    numbers = range(rank, batches * world, world)
+    running: list[Any] = []
+    try:
+        yield from _checked(_make_loader(dataset, numbers, config, device_type), rank, running)
+    finally:
+        for iterator in running:
+            _end_workers(iterator)
+
+
+# ---- workers -------------------------------------------------------------------------------------------------------
+
+
+def _batch(
+    clips: list[Tensor],
+    seeds: list[int],
+    labels: list[int],
+    indices: list[int],
+    bad: list[dict[str, Any]],
+    notes: list[dict[str, str]],
+) -> Batch:
+    return {
+        "clip": torch.stack(clips),
+        "seed": torch.tensor(seeds, dtype=torch.int64),
+        "label": torch.tensor(labels, dtype=torch.int64),
+        "index": torch.tensor(indices, dtype=torch.int64),
+        "bad": bad,
+        "notes": notes,
+    }
+
+
+def _make_loader(dataset: Dataset[Any], order_of_items: Any, config: DataConfig, device_type: str) -> DataLoader[Any]:
+    quiet_decoders()
+    workers = config.num_workers
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=order_of_items,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        prefetch_factor=config.prefetch if workers else None,
+        persistent_workers=False,  # there is one endless pass
+        pin_memory=device_type == "cuda",
+        worker_init_fn=partial(_start_worker, os.getpid()) if workers else None,
+        # fork: starts in no time and shares the list. Workers use one thread, no CUDA and no process group, so nothing
+        # of the parent's other threads is missed in them. Elsewhere than on Linux fork breaks system libraries.
+        multiprocessing_context=("fork" if sys.platform == "linux" else "spawn") if workers else None,
+        generator=torch.Generator(),  # else torch's loader draws from the global one, which belongs to the caller
+    )
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _start_worker(parent: int, worker: int) -> None:
+    # the scheduler signals the whole group: the parent decides when to stop, and workers go with it
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if sys.platform == "linux":
+        # a worker that outlives a killed rank would hold its sockets open, and the other ranks would wait for ever
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)
+    torch.set_num_threads(1)
+    quiet_decoders()
+
+
+def _checked(loader: DataLoader[Any], rank: int, running: list[Any]) -> Iterator[Batch]:
+    try:
+        iterator = iter(loader)
+        running.append(iterator)
+        atexit.register(_end_workers_of, weakref.ref(iterator))
+        for item in iterator:
+            if isinstance(item, DataError):
+                raise item
+            yield item
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise WorkerDied(f"rank {rank}: {_dead_workers(running)} ({str(error).splitlines()[0]})") from error
+
+
+def _dead_workers(running: list[Any]) -> str:
+    dead = []
+    for iterator in running:
+        for number, process in enumerate(getattr(iterator, "_workers", [])):
+            process.join(timeout=0.2)
+            if process.exitcode is not None:
+                code = process.exitcode
+                how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+                dead.append(f"loader worker {number} (pid {process.pid}) died: {how}")
+    cure = "; SIGKILL is mostly the kernel's answer to memory running out: lower data.num_workers or data.prefetch"
+    return ("; ".join(dead) or "a loader worker died") + (cure if any("SIGKILL" in line for line in dead) else "")
+
+
+def _end_workers_of(reference: weakref.ref[Any]) -> None:
+    iterator = reference()
+    if iterator is not None:
+        _end_workers(iterator)
+
+
+def _end_workers(iterator: Any) -> None:
+    shut_down = getattr(iterator, "_shutdown_workers", None)
+    if shut_down is None:  # no workers
+        return
+    # torch's own end first: it also tells its SIGCHLD handler that these processes may go
+    shut_down()
+    # workers ignore SIGTERM, and Python's exit would wait for one that hangs in a decoder
+    for process in iterator._workers:
+        if process.is_alive():
+            process.kill()
+
+
+# ---- unreadable clips ----------------------------------------------------------------------------------------------
+
+
+class BadClips:
+    """Writes `bad_clips.jsonl` and decides when there are too many.
+
+    A run stops when more than `grace` different files were unreadable and they make more than `max_fraction` of the
+    clips seen: a few damaged files never stop a run, however small the list is.
+    """
+
+    def __init__(self, path: str | Path, *, max_fraction: float, grace: int, rank: int = 0) -> None:
+        self.path = Path(path)
+        self.max_fraction = max_fraction
+        self.grace = grace
+        self.rank = rank
+        self.seen = 0
+        self.bad = 0
+        self.files: dict[str, str] = {}
+
+    def add(self, batch: Batch) -> list[dict[str, Any]]:
+        """Count a batch, append its unreadable clips to the file, and return those of files not met before."""
+        self.seen += len(batch["index"])
+        new = []
+        lines = []
+        for record in batch["bad"]:
+            self.bad += record["clips"]
+            if record["path"] not in self.files:
+                self.files[record["path"]] = record["error"]
+                new.append(record)
+            lines.append(json.dumps({**record, "rank": self.rank, "time": round(time.time(), 3)}) + "\n")
+        if lines:
+            # one write in append mode: ranks may share the file
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(handle, "".join(lines).encode())
+            finally:
+                os.close(handle)
+        return new
+
+    def verdict(self) -> DataError | None:
+        """The error that ends the run, or None; returned and not raised, so that the ranks can agree on it first."""
+        if len(self.files) <= self.grace or self.bad <= self.max_fraction * self.seen:
+            return None
+        first = "".join(f"\n    {error}" for error in list(self.files.values())[:10])
+        return DataError(
+            f"too many unreadable clips: {self.bad} of {self.seen} ({len(self.files)} files)",
+            found=f"the first {min(10, len(self.files))} files:{first}",
+            expected=f"at most {self.max_fraction:.2%} of the clips (data.max_bad_fraction)",
+            fix=f"see {self.path}; mend the list, or raise data.max_bad_fraction",
+        )

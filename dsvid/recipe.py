@@ -1,0 +1,435 @@
+"""The typed recipe of a run: its keys, defaults, YAML files and `a.b=v` overrides. Imports no torch.
+
+The DeepSpeed JSON is `dsvid.deepspeed_json`'s; the arithmetic that needs both is `schedule` below.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dsvid.errors import RecipeError
+
+RECIPE_FOLDER = Path(__file__).resolve().parent / "recipes"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_YAML_BYTES = 1 << 20
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class About(Section):
+    source: str = Field("", description="script or paper the values come from")
+    published: str = Field("", description="number the authors report with it")
+    note: str = ""
+
+
+class ModelConfig(Section):
+    arch: str = "vit_base"
+    init: str = Field("", description="weights to start from: a dsvid folder or a VideoMAE-layout file; empty = random")
+    num_classes: int = Field(0, ge=0)
+    tubelet: int = Field(2, ge=1)
+    positions: Literal["sincos_flat", "sincos_separable"] = "sincos_flat"
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    head_drop: float = Field(0.0, ge=0, lt=1)
+    head_init_scale: float = Field(0.001, gt=0)
+    attention: Literal["auto", "flash_attn", "sdpa", "math"] = "auto"
+    decoder: Literal["videomae", "videomaev2"] = "videomae"
+    decoder_dim: int = Field(0, ge=0, description="0 = the size's own")
+    decoder_depth: int = Field(0, ge=0, description="0 = the size's own")
+    decoder_heads: int = Field(0, ge=0, description="0 = the size's own")
+    compile: bool = False
+
+
+class DataConfig(Section):
+    train: str = "builtin"
+    val: str = ""
+    test: str = ""
+    root: str = Field("", description="folder that relative paths of a list start from; empty = the list's own folder")
+    num_frames: int = Field(16, ge=1)
+    sampling_rate: int = Field(4, ge=1, description="distance of two sampled frames, in frames of the file")
+    view_fps: float | None = Field(None, gt=0)
+    sampling: Literal["stride", "dense", "segment"] = Field(
+        "stride", description="stride: pre-training, frames at one distance; dense and segment: fine-tuning rules"
+    )
+    input_size: int = Field(224, ge=1)
+    short_side: int = Field(0, ge=0, description="test: the short side is resized to this; 0 = input_size")
+    crop: Literal["multi_scale", "random", "center"] = "multi_scale"
+    flip: float = Field(0.0, ge=0, le=1)
+    num_sample: int = Field(1, ge=1, description="clips cut from one decoded video (repeated augmentation)")
+    num_workers: int = Field(4, ge=0)
+    prefetch: int = Field(2, ge=1)
+    decoder: Literal["auto", "decord", "pyav"] = "auto"
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+    bad_grace: int = Field(10, ge=0, description="this many unreadable clips never stop a run")
+    train_limit: int = Field(0, ge=0, description="use only the first n entries of the training list; 0 = all")
+    frame_name: str = "img_{:05}.jpg"
+    frame_start: int = Field(1, ge=0)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+class PretrainConfig(Section):
+    mask_ratio: float = 0.9
+    decoder_mask_ratio: float = Field(0.0, description="0 = VideoMAE, 0.5 = VideoMAE V2 dual masking")
+    norm_pix: bool = True
+
+
+class ClassifyConfig(Section):
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+
+
+class OptimConfig(Section):
+    base_lr: float = Field(1.5e-4, gt=0)
+    min_lr: float = Field(1e-5, ge=0, description="scaled like base_lr")
+    lr_scale_batch: int = Field(256, ge=1)
+    warmup_epochs: float = Field(40, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    clip_grad: float = Field(0.0, ge=0, description="0 = no clipping")
+    layer_decay: float = Field(1.0, gt=0, le=1)
+
+
+class BatchConfig(Section):
+    total: int = Field(256, ge=1, description="clips per optimizer step over all ranks")
+    micro: int = Field(0, ge=0, description="clips per rank per forward; 0 = total / ranks")
+
+
+class EvalConfig(Section):
+    every_epochs: int = Field(0, ge=0, description="evaluate on data.val every n epochs; 0 = never")
+    segments: int = Field(1, ge=1)
+    crops: int = Field(1, ge=1)
+    batch: int = Field(16, ge=1, description="views per rank per forward")
+
+
+class RunConfig(Section):
+    epochs: int = Field(800, ge=1)
+    samples_per_epoch: int = Field(0, ge=0, description="clips that make an epoch; 0 = the whole list")
+    stop_epoch: int = Field(0, ge=0, description="stop after this epoch without changing the schedule; 0 = run.epochs")
+    max_steps: int = Field(0, ge=0, description="stop after this step without changing the schedule; 0 = no limit")
+    seed: int = 0
+    log_every: int = Field(10, ge=1)
+    save_every: int = Field(500, ge=0, description="steps; 0 = at the end only")
+    keep: int = Field(2, ge=1, description="newest checkpoints that stay on disk")
+    images_every: int = Field(0, ge=0, description="steps between reconstruction pictures; 0 = at the end only")
+
+
+class Recipe(Section):
+    about: About = About()
+    task: Literal["pretrain", "classify"] = "pretrain"
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    classify: ClassifyConfig = ClassifyConfig()
+    optim: OptimConfig = OptimConfig()
+    batch: BatchConfig = BatchConfig()
+    eval: EvalConfig = EvalConfig()
+    run: RunConfig = RunConfig()
+
+
+class Schedule(Section):
+    """The arithmetic of a run, in optimizer steps; `resolve_schedule` makes it."""
+
+    world: int
+    batch_total: int
+    batch_micro: int
+    accumulation: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    stop_step: int
+    lr: float
+    min_lr: float
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """safe_load, with two traps closed: a key given twice is an error, and `1e-3` is a number (YAML 1.1 says text)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise RecipeError(
+                    f"line {key_node.start_mark.line + 1}: key given twice",
+                    found=key,
+                    expected="each key once",
+                    fix="delete one of them",
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.events.AliasEvent):
+            raise RecipeError("YAML aliases are not read", expected="plain values (an alias can blow up a tiny file)")
+        return super().compose_node(parent, index)
+
+
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def parse_value(text: str) -> Any:
+    """The value of an `a.b=v` override: YAML rules, so `false`, `3`, `1e-3`, `[0.9, 0.95]` are what they look like."""
+    if text == "":
+        return ""
+    try:
+        return yaml.load(text, _StrictLoader)
+    except yaml.YAMLError:
+        return text
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a recipe file as a plain tree. Raises RecipeError with the path (and the line where there is one)."""
+    if not path.is_file():
+        raise RecipeError(f"recipe file {path}", found="nothing there" if not path.exists() else "not a file")
+    if path.stat().st_size > MAX_YAML_BYTES:
+        raise RecipeError(f"recipe file {path}", found=f"{path.stat().st_size} bytes", expected="at most 1 MB of YAML")
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe file {path}", found=f"not text ({error.reason})", expected="a YAML file") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe file {path}: not valid YAML", found=" ".join(str(error).split())) from error
+    except RecipeError as error:
+        raise RecipeError(
+            f"recipe file {path}, {error.what}", found=error.found, expected=error.expected, fix=error.fix
+        ) from error
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise RecipeError(f"recipe file {path}", found=type(tree).__name__, expected="`key: value` lines")
+    return tree
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes, sorted."""
+    return sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml"))
+
+
+def recipe_path(name: str) -> Path:
+    """Path of a shipped recipe or of a YAML file. Raises RecipeError with the nearest name."""
+    if name in recipe_names():
+        return RECIPE_FOLDER / f"{name}.yaml"
+    if name.endswith((".yaml", ".yml")) or Path(name).is_file():
+        return Path(name)
+    near = nearest(name, recipe_names())
+    raise RecipeError(
+        f"unknown recipe {name!r}",
+        expected="a shipped recipe (`dsvid recipes` lists them) or a YAML file",
+        fix=f"--recipe {near}" if near else "dsvid recipes",
+    )
+
+
+def nearest(word: str, known: list[str]) -> str | None:
+    """The known word most like `word`, or None where none is alike."""
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def split_overrides(items: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`a.b=v` items -> ({dotted recipe key: value}, {dotted DeepSpeed key: value}). Raises RecipeError."""
+    ours: dict[str, Any] = {}
+    theirs: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise RecipeError(
+                f"argument {item!r} is not understood",
+                expected="`section.key=value`, for example run.max_steps=20 or ds.zero_optimization.stage=3",
+            )
+        if key.startswith("ds."):
+            theirs[key[3:]] = parse_value(text)
+        else:
+            ours[key] = parse_value(text)
+    return ours, theirs
+
+
+def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set `a.b.c` in a nested dict. Raises RecipeError where a part of the way is a value, not a section."""
+    *way, last = key.split(".")
+    node = tree
+    for depth, part in enumerate(way):
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise RecipeError(
+                f"{key}: {'.'.join(way[: depth + 1])} is a value, not a section", found=child, expected="a section"
+            )
+        node = child
+    node[last] = value
+
+
+def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Defaults <- recipe `name` (shipped, or a file) <- dotted overrides, validated. Raises RecipeError."""
+    tree = load_yaml(recipe_path(name))
+    for key, value in (overrides or {}).items():
+        set_dotted(tree, key, value)
+    return build_recipe(tree)
+
+
+def build_recipe(tree: dict[str, Any]) -> Recipe:
+    """Validate a plain tree. Raises RecipeError that names the dotted key and, for a typo, the nearest one."""
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise _first_error(error) from error
+    _check(recipe)
+    return recipe
+
+
+def _first_error(error: ValidationError) -> RecipeError:
+    detail = error.errors()[0]
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        near = _nearest_key(key)
+        return RecipeError(
+            f"unknown recipe key {key!r}",
+            found=f"{key}={detail['input']!r}",
+            expected="a key that the recipe has",
+            fix=f"did you mean {near!r}?" if near else "`dsvid recipes NAME` prints every key",
+        )
+    expected = detail["msg"][0].lower() + detail["msg"][1:]
+    return RecipeError(f"recipe key {key!r} has a wrong value", found=repr(detail["input"]), expected=expected)
+
+
+def all_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """Every dotted key of the recipe, in order."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += all_keys(kind, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def _nearest_key(key: str) -> str | None:
+    known = all_keys()
+    same_leaf = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
+    if same_leaf:
+        return same_leaf[0]
+    section, _, leaf = key.rpartition(".")
+    inside = [k for k in known if section and k.startswith(section + ".")]
+    near = nearest(leaf, [k.split(".")[-1] for k in inside])
+    return f"{section}.{near}" if near else nearest(key, known + [k.split(".")[0] for k in known])
+
+
+# ---- checks that need no torch and no device -----------------------------------------------------------------------
+
+
+def _check(recipe: Recipe) -> None:
+    if recipe.batch.micro % recipe.data.num_sample:
+        raise RecipeError(
+            "batch.micro must hold whole videos",
+            found=f"batch.micro={recipe.batch.micro}, data.num_sample={recipe.data.num_sample}",
+            expected=f"a multiple of {recipe.data.num_sample}",
+            fix=f"batch.micro={max(1, recipe.batch.micro // recipe.data.num_sample) * recipe.data.num_sample}",
+        )
+    if recipe.task == "classify" and recipe.model.num_classes < 2:
+        raise RecipeError(
+            "task classify needs the number of classes",
+            found=f"model.num_classes={recipe.model.num_classes}",
+            expected="2 or more",
+            fix="model.num_classes=400",
+        )
+    if recipe.run.stop_epoch > recipe.run.epochs:
+        raise RecipeError(
+            "run.stop_epoch lies behind the end of the schedule",
+            found=f"stop_epoch={recipe.run.stop_epoch}, epochs={recipe.run.epochs}",
+            expected="stop_epoch <= epochs",
+            fix=f"run.stop_epoch={recipe.run.epochs}",
+        )
+
+
+def resolve_micro(recipe: Recipe, world: int) -> tuple[int, int]:
+    """(micro-batch, accumulation) for `world` ranks: total = micro * world * accumulation. Raises RecipeError."""
+    total, repeat = recipe.batch.total, recipe.data.num_sample
+    if total % (world * repeat):
+        usable = [w for w in range(1, total // repeat + 1) if total % (w * repeat) == 0]
+        raise RecipeError(
+            "batch.total does not divide over the ranks",
+            found=f"batch.total={total}, {world} ranks, data.num_sample={repeat}",
+            expected=f"a multiple of ranks x num_sample = {world * repeat}",
+            fix=f"batch.total={max(1, round(total / (world * repeat))) * world * repeat}, or ranks from {usable}",
+        )
+    micro = recipe.batch.micro or total // world
+    if total % (world * micro):
+        per_rank = total // world
+        usable = [m for m in range(repeat, per_rank + 1, repeat) if per_rank % m == 0]
+        raise RecipeError(
+            "batch.micro does not divide a rank's share of batch.total",
+            found=f"batch.micro={micro}, batch.total={total}, {world} ranks ({per_rank} clips a rank)",
+            expected=f"one of {usable}",
+            fix=f"batch.micro={max([m for m in usable if m <= micro], default=usable[0])}",
+        )
+    return micro, total // (world * micro)
+
+
+def resolve_schedule(recipe: Recipe, *, world: int, videos: int) -> Schedule:
+    """The run's arithmetic for `world` ranks and a training list of `videos` entries. Raises RecipeError.
+
+    An epoch has videos * num_sample clips (or run.samples_per_epoch) and drops the clips that fill no whole step.
+    lr = base_lr * batch.total / lr_scale_batch, min_lr likewise (the rule of the VideoMAE scripts).
+    """
+    micro, accumulation = resolve_micro(recipe, world)
+    clips = recipe.run.samples_per_epoch or videos * recipe.data.num_sample
+    steps_per_epoch = clips // recipe.batch.total
+    if steps_per_epoch < 1:
+        raise RecipeError(
+            "an epoch holds less than one step",
+            found=f"{clips} clips in an epoch, batch.total={recipe.batch.total}",
+            expected="at least batch.total clips",
+            fix=f"batch.total={_largest_total(clips, world * recipe.data.num_sample)}, or a longer data.train",
+        )
+    total_steps = steps_per_epoch * recipe.run.epochs
+    stop = steps_per_epoch * (recipe.run.stop_epoch or recipe.run.epochs)
+    if recipe.run.max_steps:
+        stop = min(stop, recipe.run.max_steps)
+    warmup = math.floor(recipe.optim.warmup_epochs * steps_per_epoch)
+    if warmup >= total_steps:
+        raise RecipeError(
+            "the warm-up is as long as the run",
+            found=f"optim.warmup_epochs={recipe.optim.warmup_epochs}, run.epochs={recipe.run.epochs}",
+            expected="warm-up epochs < epochs",
+            fix=f"optim.warmup_epochs={max(0, recipe.run.epochs // 20)}",
+        )
+    scale = recipe.batch.total / recipe.optim.lr_scale_batch
+    return Schedule(
+        world=world,
+        batch_total=recipe.batch.total,
+        batch_micro=micro,
+        accumulation=accumulation,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        warmup_steps=warmup,
+        stop_step=stop,
+        lr=recipe.optim.base_lr * scale,
+        min_lr=recipe.optim.min_lr * scale,
+    )
+
+
+def _largest_total(clips: int, unit: int) -> int:
+    return max(unit, clips // unit * unit)
+
+
+def dump_yaml(recipe: Recipe) -> str:
+    """The whole resolved recipe as YAML; `load_recipe` reads it back to an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

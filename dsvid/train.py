@@ -1,0 +1,311 @@
+"""The training program: `deepspeed [options] dsvid/train.py --ds_config FILE [--recipe …] [--out …] [a.b=v …]`.
+
+Functions only: this file runs as `__main__` and is imported as `dsvid.train`, so a class here would exist twice.
+"""
+
+import os
+import sys
+
+if not __package__:  # run as a script from a clone: the package is the folder above, wherever we were started from
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+
+import argparse
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsvid import checkpoint, ops
+from dsvid import engine as ds
+from dsvid.data.decode import choose_decoder
+from dsvid.data.loader import BadClips, TrainLoader, eval_batches
+from dsvid.data.manifest import open_split
+from dsvid.errors import DsvidError
+from dsvid.evaluate import Evaluation, evaluate, write_result
+from dsvid.job import Job, build_engine, class_names, resolve_job, weights_config
+from dsvid.models.flops import peak_flops, training_flops
+from dsvid.monitor import Monitor
+from dsvid.pictures import frame_table, save_png
+from dsvid.runtime import Ranks, agree_error, agree_sum, barrier, log, read_ranks, seed_everything, start_log
+from dsvid.weights.consolidate import consolidate
+from dsvid.weights.folder import check_finite, write_folder
+
+DEFAULT_RECIPE = "demo_pretrain"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a training from command-line arguments; returns the exit code: 0 done, 2 the user's mistake."""
+    ranks = Ranks(0, 1, 0)
+    try:
+        args = parse_arguments(argv)
+        ranks = read_ranks()
+        start_log(ranks)
+        return run(args, ranks)
+    except DsvidError as error:
+        if os.environ.get("DSVID_DEBUG") == "1":
+            traceback.print_exc()
+        # Before the process group exists all ranks meet the same mistake: one voice for each node is enough.
+        if ranks.local == 0 or torch.distributed.is_initialized():
+            prefix = f"[rank {ranks.rank}] " if ranks.rank else ""
+            print(f"{prefix}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; positional `a.b=v` items may stand anywhere."""
+    parser = argparse.ArgumentParser(
+        prog="deepspeed dsvid/train.py",
+        allow_abbrev=False,
+        description="Train a video transformer with DeepSpeed.",
+        epilog="example: deepspeed dsvid/train.py --ds_config ds_configs/zero2.json "
+        "--recipe pretrain_videomae_base_k400 --out runs/k400 data.train=train.csv run.seed=1",
+    )
+    parser.add_argument("--ds_config", "--deepspeed_config", required=True, type=Path, help="DeepSpeed JSON")
+    parser.add_argument("--recipe", default=None, help=f"shipped name or YAML file (default: {DEFAULT_RECIPE})")
+    parser.add_argument("--out", type=Path, default=None, help="run folder (default: runs/RECIPE)")
+    parser.add_argument("--resume", choices=("auto", "never", "must"), default="auto", help="default: auto")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", metavar="a.b=v", help="recipe values; ds.* reaches the DeepSpeed JSON")
+    return parser.parse_intermixed_args(argv)
+
+
+def run(args: argparse.Namespace, ranks: Ranks) -> int:
+    """Check everything that needs no device, then build, resume, train, and publish the weights."""
+    name = args.recipe or DEFAULT_RECIPE
+    if args.recipe is None:
+        log.info("no --recipe: %s on generated clips. With your own videos (a line of the list is: path label):", name)
+        log.info(
+            "  deepspeed dsvid/train.py --ds_config %s --recipe pretrain_videomae_base_k400 data.train=LIST",
+            args.ds_config,
+        )
+    out = args.out or Path("runs") / Path(name).stem
+    job = resolve_job(name, args.ds_config, args.overrides, out=out, resume=args.resume, ranks=ranks)
+    ds.start_distributed(job.device, ranks)
+    found = checkpoint.find(job.folder, args.resume, ranks, job.device)
+    step = found.step if found else 0
+    if ranks.first:
+        job.folder.write_settings(job.recipe, job.config, ranks, {"resumed_step": step})
+    barrier()
+    seed_everything(job.recipe.run.seed)
+    engine = build_engine(job, fresh=found is None)
+    if found is not None:
+        checkpoint.load(engine, found, facts=job.facts, ranks=ranks)
+    announce(job, engine, step)
+    step = train(job, engine, step)
+    publish_weights(job, engine, step)
+    if not job.pretrain and job.test_list:
+        test(job, engine, step)
+    barrier()  # a rank that leaves early would make the launcher end the others
+    return 0
+
+
+def train(job: Job, engine: Any, step: int) -> int:
+    """The loop: from `step` to the schedule's stop; returns the step that it reached, which is saved."""
+    schedule, every = job.schedule, job.recipe.run
+    batches, monitor, bad = make_batches(job, step), make_monitor(job, step), make_bad_clips(job)
+    while step < schedule.stop_step:
+        losses = []
+        for _ in range(schedule.accumulation):
+            with monitor.waiting_for_data():
+                batch = to_device(counted(next(batches), bad), job.device)
+            out = engine(batch)
+            engine.backward(out.loss)
+            losses.append(out.loss.detach())
+            lr, norm = ds.before_step(engine)
+            engine.step()
+        step += 1
+        monitor.advance(step)
+        save_due = is_due(step, every.save_every) or step == schedule.stop_step
+        if is_due(step, every.log_every) or save_due:
+            agree_error(bad.verdict(), job.device, "reading the clips")
+            loss = finite_mean(losses, step, job)
+            monitor.train(step, loss=loss, lr=lr, grad_norm=ds.gradient_norm(engine, norm), device=job.device)
+        if save_due:
+            checkpoint.save(engine, job.folder, step=step, facts=job.facts, ranks=job.ranks, keep=every.keep)
+        if picture_due(job, step):
+            draw_reconstruction(job, engine, batch, monitor, step)
+        if validation_due(job, step):
+            monitor.write({"kind": "eval", "step": step, **evaluate_split(job, engine, "val").numbers()})
+        if save_due or picture_due(job, step) or validation_due(job, step):
+            monitor.restart_clock()
+    monitor.close()
+    return step
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something that happens every `every` steps (0 = never) happens at `step`."""
+    return every > 0 and step % every == 0
+
+
+def picture_due(job: Job, step: int) -> bool:
+    """Whether a reconstruction is drawn: pre-training only, on run.images_every and at the end."""
+    return job.pretrain and (is_due(step, job.recipe.run.images_every) or step == job.schedule.stop_step)
+
+
+def validation_due(job: Job, step: int) -> bool:
+    """Whether data.val is evaluated: classification only; the end is the test's."""
+    every = job.recipe.eval.every_epochs * job.schedule.steps_per_epoch
+    return not job.pretrain and bool(job.recipe.data.val) and is_due(step, every) and step < job.schedule.stop_step
+
+
+def make_batches(job: Job, step: int) -> Iterator[dict[str, Any]]:
+    """This rank's micro-batches from optimizer step `step` on; nothing else decides what is in them."""
+    loader = TrainLoader(
+        job.recipe.data,
+        "train",
+        seed=job.recipe.run.seed,
+        batch_total=job.schedule.batch_total,
+        batch_micro=job.schedule.batch_micro,
+        rank=job.ranks.rank,
+        world=job.ranks.world,
+        start_step=step,
+        device_type=job.device.type,
+        samples_per_epoch=job.recipe.run.samples_per_epoch,
+    )
+    return iter(loader)
+
+
+def make_bad_clips(job: Job) -> BadClips:
+    """The record of unreadable clips, which ends the run when there are too many."""
+    data = job.recipe.data
+    return BadClips(job.folder.bad_clips, rank=job.ranks.rank, max_fraction=data.max_bad_fraction, grace=data.bad_grace)
+
+
+def counted(batch: dict[str, Any], bad: BadClips) -> dict[str, Any]:
+    """The batch, its unreadable clips recorded; each file is named once in the log."""
+    for record in bad.add(batch):
+        log.warning("unreadable clip, another takes its place: %s", record["error"])
+    return batch
+
+
+def make_monitor(job: Job, step: int) -> Monitor:
+    """The monitor, which writes on rank 0."""
+    schedule, pretrain = job.schedule, job.recipe.pretrain
+    name = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else ""
+    return Monitor(
+        metrics=job.folder.metrics,
+        tensorboard=job.folder.tensorboard,
+        first=job.ranks.first,
+        world=job.ranks.world,
+        start_step=step,
+        stop_step=schedule.stop_step,
+        steps_per_epoch=schedule.steps_per_epoch,
+        clips_per_step=schedule.batch_total,
+        flops_per_clip=training_flops(
+            job.spec, mask_ratio=pretrain.mask_ratio, decoder_mask_ratio=pretrain.decoder_mask_ratio
+        ),
+        peak_flops=peak_flops(name),
+    )
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch's tensors on `device`; the copy overlaps compute where the memory is pinned."""
+    return {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
+
+
+def finite_mean(losses: list[Tensor], step: int, job: Job) -> float:
+    """Mean loss of the step over micro-batches and ranks. A collective. Raises where any rank's loss is not finite."""
+    own = float(torch.stack(losses).mean())
+    finite = own == own and abs(own) != float("inf")
+    total, bad = agree_sum([own if finite else 0.0, 0.0 if finite else 1.0], job.device)
+    if bad:
+        error = None if finite else FloatingPointError(f"the loss is {own} at step {step} on rank {job.ranks.rank}")
+        agree_error(error, job.device, f"step {step}: the loss")
+    return total / job.ranks.world
+
+
+def announce(job: Job, engine: Any, step: int) -> None:
+    """Say, before step 1, what is about to happen: batch arithmetic, sizes, backends, places."""
+    schedule, recipe, grid = job.schedule, job.recipe, job.spec.grid
+    lr = job.config["optimizer"]["params"]["lr"]
+    decoder, reason = choose_decoder(recipe.data.decoder)
+    saving = "activation checkpointing" if "activation_checkpointing" in job.config else "no activation checkpointing"
+    lines = [
+        f"batch     {schedule.world} ranks x {schedule.batch_micro} clips x {schedule.accumulation} accumulation "
+        f"= {schedule.batch_total} clips a step",
+        f"schedule  {schedule.steps_per_epoch} steps an epoch, {schedule.total_steps} steps in all, "
+        f"{schedule.warmup_steps} of them warm-up; this run ends at step {schedule.stop_step}",
+        f"lr        {lr:.3e} (base {recipe.optim.base_lr:g} x {schedule.batch_total} / {recipe.optim.lr_scale_batch})",
+        f"model     {job.spec.arch}: {ds.count_parameters(engine.module) / 1e6:.2f} M parameters, "
+        f"{grid.tokens} tokens ({grid.t}x{grid.h}x{grid.w})",
+        f"engine    DeepSpeed ZeRO-{job.facts['stage']}, {job.facts['precision']}, {job.device.type}, {saving}",
+        *(f"attention {line}" for line in engine.module.model.attention_choices()),
+        *(f"op        {line}" for line in ops.clear_message()),
+        f"decoder   {decoder} ({reason})",
+        f"run       {job.folder.out}: metrics.jsonl, tensorboard/, checkpoints/, weights/",
+    ]
+    if step:
+        lines.append(f"resume    from step {step} (verified), data position {step * schedule.batch_total} clips")
+    log.info("%s", "\n".join(lines))
+
+
+def draw_reconstruction(job: Job, engine: Any, batch: dict[str, Any], monitor: Monitor, step: int) -> None:
+    """Draw the first clip of the batch: original, masked, rebuilt, patch mean. All ranks call it (ZeRO-3 gathers)."""
+    few = {key: value[:1] for key, value in batch.items()}
+    pictures = engine.module.reconstruct(few)
+    if job.ranks.first:
+        rows = {name.replace("_", " "): frames[0].cpu().numpy() for name, frames in pictures.items()}
+        picture = frame_table(rows)
+        monitor.picture("reconstruction", picture, step)
+        save_png(picture, job.folder.out / "pictures" / f"reconstruction-{step:08d}.png")
+
+
+def publish_weights(job: Job, engine: Any, step: int) -> None:
+    """Consolidate the checkpoint of `step` into weights/, on rank 0, from the files alone; all ranks wait."""
+    error: BaseException | None = None
+    if job.ranks.first:
+        try:
+            source = job.folder.checkpoints / f"step-{step:08d}"
+            state = consolidate(source)
+            check_finite(state, source)
+            expected = {name.removeprefix("model.") for name, _ in engine.module.named_parameters()}
+            assert set(state) == expected, f"consolidated names differ: {sorted(set(state) ^ expected)[:5]}"
+            write_folder(job.folder.weights, state, weights_config(job.recipe, step))
+            log.info("weights   %s", job.folder.weights / "model.safetensors")
+        except (DsvidError, OSError, AssertionError) as failure:
+            error = failure
+    agree_error(error, job.device, "consolidating the weights")
+
+
+def evaluate_split(job: Job, engine: Any, split: str) -> Evaluation:
+    """Evaluate a split on all ranks. A collective."""
+    settings = job.recipe.eval
+    views = eval_batches(
+        job.recipe.data,
+        split,
+        segments=settings.segments,
+        crops=settings.crops,
+        rank=job.ranks.rank,
+        world=job.ranks.world,
+        batch=settings.batch,
+    )
+    videos = len(open_split(getattr(job.recipe.data, split), split, job.recipe.data.root))
+    return evaluate(engine.module, views, videos=videos, device=job.device)
+
+
+def test(job: Job, engine: Any, step: int) -> None:
+    """The final multi-view test: a line in metrics.jsonl, test/result.json and test/predictions.csv."""
+    result = evaluate_split(job, engine, job.test_list)
+    if not job.ranks.first:
+        return
+    settings = job.recipe.eval
+    extra = {"split": job.test_list, "segments": settings.segments, "crops": settings.crops, "step": step}
+    names = class_names(job.recipe)
+    numbers = write_result(job.folder.out / "test", result, names, extra=extra)
+    monitor = make_monitor(job, step)
+    monitor.write({"kind": "eval", **numbers})
+    monitor.close()
+    log.info(
+        "test      top-1 %.2f %% top-5 %.2f %% on %d videos, %d unreadable, %d x %d views",
+        numbers["top1"], numbers["top5"], numbers["videos"], numbers["unreadable"], settings.segments, settings.crops,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    exit_code = main()
+    if exit_code == 0:
+        torch.distributed.destroy_process_group()
+    sys.exit(exit_code)

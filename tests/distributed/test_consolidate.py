@@ -1,0 +1,101 @@
+"""`dsvid consolidate` on real DeepSpeed files of every stage, and on damaged ones."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dsvid import checkpoint
+from dsvid.cli import main
+from dsvid.errors import CheckpointError
+from dsvid.weights.consolidate import consolidate
+
+
+@pytest.mark.parametrize("run", [f"{kind}-z{stage}" for kind in ("fp32", "bf16") for stage in range(4)])
+def test_the_command_gives_the_weights_of_the_run(run: str, stages: Path, tmp_path: Path) -> None:
+    assert main(["consolidate", str(stages / run), str(tmp_path / "w")]) == 0
+    ours = load_file(tmp_path / "w" / "model.safetensors")
+    theirs = load_file(stages / run / "weights" / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    config = json.loads((tmp_path / "w" / "config.json").read_text())
+    assert config["model"]["arch"] == "vit_micro" and config["trained"]["steps"] == 10
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_s_own_converter_agrees(stage: int, stages: Path) -> None:
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    folder = stages / f"bf16-z{stage}" / "checkpoints"
+    theirs = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag="step-00000010")
+    ours = consolidate(folder / "step-00000010")
+    assert {name.removeprefix("model.") for name in theirs} == set(ours)
+    assert all(torch.equal(tensor, ours[name.removeprefix("model.")]) for name, tensor in theirs.items())
+
+
+@pytest.fixture()
+def copy(stages: Path, tmp_path: Path) -> Path:
+    shutil.copytree(stages / "bf16-z2", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_damaged_run_is_refused_and_nothing_is_written(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard = next((copy / "checkpoints" / "step-00000010").glob("*rank_1*optim_states.pt"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert main(["consolidate", str(copy / "checkpoints" / "step-00000010"), str(copy / "w")]) == 2
+    assert shard.name in capsys.readouterr().err
+    assert not (copy / "w").exists()
+
+
+def test_a_missing_shard_is_named(copy: Path) -> None:
+    folder = copy / "checkpoints" / "step-00000010"
+    next(folder.glob("*rank_1*optim_states.pt")).unlink()
+    with pytest.raises(CheckpointError, match="incomplete"):
+        consolidate(folder)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (Path("pwned"),))  # type: ignore[return-value]
+
+
+def test_a_shard_that_would_run_code_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy)
+    folder = copy / "checkpoints" / "step-00000010"
+    torch.save(
+        {"module": {}, "param_shapes": [], "x": Evil()}, folder / "mp_rank_00_model_states.pt", pickle_module=pickle
+    )
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        consolidate(folder)
+    assert not (copy / "pwned").exists()
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["consolidate", str(tmp_path / "none"), str(tmp_path / "w")]) == 2
+    assert "nothing there" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["consolidate", str(tmp_path / "empty"), str(tmp_path / "w")]) == 2
+
+
+def test_a_destination_with_other_files_is_left_alone(
+    stages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "thesis.tex").write_text("years")
+    assert main(["consolidate", str(stages / "fp32-z2"), str(tmp_path / "w")]) == 2
+    assert "thesis.tex" in capsys.readouterr().err
+    assert (tmp_path / "w" / "thesis.tex").read_text() == "years"
+
+
+def test_the_engine_resumes_only_what_verifies(copy: Path) -> None:
+    found = checkpoint.newest_verified(copy / "checkpoints")
+    assert found is not None and found.step == 10
+    (copy / "checkpoints" / "step-00000010" / "mp_rank_00_model_states.pt").unlink()
+    with pytest.raises(CheckpointError, match="none of 1"):
+        checkpoint.newest_verified(copy / "checkpoints")

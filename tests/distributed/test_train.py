@@ -1,0 +1,119 @@
+"""Real ranks over gloo: ZeRO stages, world sizes, accumulation, and a run that is killed and goes on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed.conftest import FP32, losses, must_succeed, start_ranks, words
+
+Ranks = Callable[..., list[tuple[int, str]]]
+
+
+def test_every_stage_has_the_same_fp32_losses(stages: Path) -> None:
+    reference = losses(stages / "fp32-z0")
+    assert len(reference) == 10
+    assert reference[-1] < reference[0] - 0.1, "nothing was learned, so equality would mean nothing"
+    for stage in (1, 2, 3):
+        assert losses(stages / f"fp32-z{stage}") == pytest.approx(reference, rel=1e-5)
+
+
+def test_bf16_stays_within_a_hundredth_of_fp32(stages: Path) -> None:
+    reference = losses(stages / "fp32-z0")
+    for stage in range(4):
+        assert losses(stages / f"bf16-z{stage}") == pytest.approx(reference, abs=1e-2)
+
+
+def test_consolidated_weights_are_the_same_at_every_stage(stages: Path) -> None:
+    reference = load_file(stages / "fp32-z0" / "weights" / "model.safetensors")
+    assert "encoder.blocks.3.attn.q_bias" in reference
+    assert all(tensor.dtype == torch.float32 for tensor in reference.values())
+    for stage in (1, 2, 3):
+        other = load_file(stages / f"fp32-z{stage}" / "weights" / "model.safetensors")
+        assert other.keys() == reference.keys()
+        for name, tensor in reference.items():
+            torch.testing.assert_close(other[name], tensor, rtol=0, atol=2e-5, msg=name)
+
+
+def test_bf16_weights_are_the_fp32_masters_not_their_copies(stages: Path) -> None:
+    for stage in range(4):
+        state = load_file(stages / f"bf16-z{stage}" / "weights" / "model.safetensors")
+        tensor = state["encoder.blocks.0.mlp.fc1.weight"]
+        assert not torch.equal(tensor, tensor.bfloat16().float()), f"stage {stage} exported rounded weights"
+
+
+def test_zero3_starts_from_the_same_initial_values(stages: Path) -> None:
+    # zero.Init turns a model's own initialisation into nothing, silently: the first loss would differ.
+    assert losses(stages / "fp32-z3")[0] == pytest.approx(losses(stages / "fp32-z0")[0], rel=1e-6)
+
+
+def test_the_run_folder_is_the_contract(stages: Path) -> None:
+    out = stages / "fp32-z2"
+    for name in ("recipe.yaml", "ds_config.json", "run.json", "metrics.jsonl", "weights/config.json"):
+        assert (out / name).is_file(), name
+    assert list((out / "tensorboard").iterdir())
+    assert list((out / "pictures").glob("reconstruction-*.png"))
+    assert (out / "checkpoints" / "latest").read_text().strip() == "step-00000010"
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    keys = {
+        "kind",
+        "step",
+        "epoch",
+        "samples",
+        "loss",
+        "lr",
+        "grad_norm",
+        "clips_per_s",
+        "step_s",
+        "data_s",
+        "mfu",
+        "mem_gb",
+    }
+    assert all(set(row) == keys for row in rows)
+    assert [row["samples"] for row in rows] == [16 * step for step in range(1, 11)]
+    assert all(row["grad_norm"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("world", [1, 4])
+def test_the_number_of_ranks_changes_no_loss(world: int, stages: Path, run_ranks: Ranks, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    must_succeed(run_ranks(world, [words(out, FP32)]))
+    assert losses(out) == pytest.approx(losses(stages / "fp32-z2"), rel=1e-5)
+
+
+def test_accumulation_workers_and_checkpointing_change_no_loss(stages: Path, run_ranks: Ranks, tmp_path: Path) -> None:
+    (tmp_path / "ac.json").write_text('{"zero_optimization": {"stage": 3}, "activation_checkpointing": {}}')
+    more = ["batch.micro=4", "data.num_workers=1"]
+    other = words(tmp_path / "ac", *more)
+    other[1] = str(tmp_path / "ac.json")
+    must_succeed(run_ranks(1, [words(tmp_path / "accumulate", FP32, *more), other]))
+    for name in ("accumulate", "ac"):
+        assert losses(tmp_path / name) == pytest.approx(losses(stages / "fp32-z2"), rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_killed_run_goes_on_with_the_same_losses(stage: int, stages: Path, run_ranks: Ranks, tmp_path: Path) -> None:
+    whole = stages / f"fp32-z{stage}"
+    killed = words(tmp_path / "killed", FP32, f"ds.zero_optimization.stage={stage}", "run.save_every=4")
+    ranks = start_ranks(2, [killed], tmp_path)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "killed" / "checkpoints" / "step-00000004").is_dir():
+        assert time.monotonic() < deadline and all(process.poll() is None for process in ranks), "no checkpoint came"
+        time.sleep(0.02)
+    for process in ranks:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    again = run_ranks(2, [killed])
+    must_succeed(again)
+    assert "resume    from step" in again[0][1]
+    assert losses(tmp_path / "killed") == losses(whole)
+    first = load_file(whole / "weights" / "model.safetensors")
+    second = load_file(tmp_path / "killed" / "weights" / "model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)

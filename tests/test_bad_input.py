@@ -1,0 +1,129 @@
+"""The user's mistakes: one clear message, exit code 2, in seconds, before a model is built or a file is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dsvid import engine, train
+
+ROOT = Path(__file__).resolve().parents[1]
+ZERO2 = str(ROOT / "ds_configs" / "zero2.json")
+
+
+@pytest.fixture(autouse=True)
+def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the mistake was not found before the process group was started")
+
+    monkeypatch.setattr(engine, "start_distributed", refuse)
+
+
+def mistake(capsys: pytest.CaptureFixture[str], out: Path, *words: str, config: str = ZERO2) -> str:
+    """Run, expect exit code 2 and no output folder, and return the message."""
+    existed = out.exists()
+    assert train.main(["--ds_config", config, "--out", str(out), "--recipe", "demo_pretrain", *words]) == 2
+    message = capsys.readouterr().err
+    assert "Error: " in message and "Traceback" not in message
+    assert existed or not out.exists(), "something was written"
+    return message
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["data.num_frames=7"], "data.num_frames=6"),
+        (["data.input_size=60"], "data.input_size=64"),
+        (["pretrain.mask_ratio=0"], "mask_ratio"),
+        (["pretrain.mask_ratio=1"], "mask_ratio"),
+        (["pretrain.mask_ratio=0.001"], "leave at least one visible"),
+        (["pretrain.decoder_mask_ratio=0.1"], "decoder_mask_ratio"),
+        (["pretrain.decoder_mask_ratio=0.5", "data.input_size=56"], "even token grid"),
+        (["model.decoder_heads=3"], "does not divide"),
+        (["model.arch=vit_bsae"], "vit_base"),
+        (["batch.total=15"], "batch.total=16"),
+        (["batch.micro=3"], "multiple of 2"),
+        (["modle.arch=vit_base"], "did you mean"),
+        (["run.max_step=3"], "run.max_steps"),
+        (["ds.zero_optimization.stge=3"], "zero_optimization.stage"),
+        (["ds.fp16.enabled=true", "ds.bf16.enabled=false"], "does not support fp16"),
+        (["ds.scheduler.type=WarmupLR", "optim.layer_decay=0.9"], "WarmupLR"),
+        (["nonsense"], "section.key=value"),
+        (["--recipe", "demo_pretrane"], "demo_pretrain"),
+        (["model.positions=sincos_separable", "model.decoder_dim=40", "model.decoder_heads=2"], "divisible by 16"),
+    ],
+)
+def test_wrong_values(words: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert expected in mistake(capsys, tmp_path / "out", *words)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "nothing there"),
+        ("", "empty"),
+        (b"\x00\x01\x02\xff" * 50, "text"),
+        ("video.mp4\n", "line 1"),
+        ("a.mp4 1\nb.mp4 two three four\n", "line 2"),
+        ("# only a comment\n", "no"),
+    ],
+)
+def test_wrong_lists(
+    content: str | bytes | None, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "train.csv"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    message = mistake(capsys, tmp_path / "out", f"data.train={path}", "data.val=")
+    assert str(path) in message
+    assert content is None or expected in message
+
+
+def test_a_folder_in_place_of_a_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "without train.csv" in mistake(capsys, tmp_path / "out", f"data.train={tmp_path}")
+
+
+def test_labels_outside_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("a.mp4 1\nb.mp4 9\n")
+    message = mistake(capsys, tmp_path / "out", "--recipe", "demo_finetune", f"data.train={path}", "data.train_limit=0")
+    assert "line 2" in message and "label 9" in message
+
+
+def test_json_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text('{"bf16": {"enabled": true},}')
+    assert "not strict JSON" in mistake(capsys, tmp_path / "out", config=str(path))
+    path.write_text('{"zero_optimisation": {"stage": 2}}')
+    assert "zero_optimization" in mistake(capsys, tmp_path / "out", config=str(path))
+    assert "nothing there" in mistake(capsys, tmp_path / "out", config=str(tmp_path / "none.json"))
+
+
+def test_a_batch_that_does_not_divide_over_the_ranks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert "batch.total does not divide over the ranks" in mistake(capsys, tmp_path / "out")
+
+
+def test_ranks_that_contradict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "5")
+    assert "RANK does not fit" in mistake(capsys, tmp_path / "out")
+
+
+def test_an_output_folder_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").touch()
+    assert "cat.jpg" in mistake(capsys, tmp_path / "photos")
+
+
+def test_the_command_line_itself() -> None:
+    with pytest.raises(SystemExit) as caught:
+        train.main(["--recipe", "demo_pretrain"])
+    assert caught.value.code == 2

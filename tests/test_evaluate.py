@@ -1,0 +1,73 @@
+"""Merging of views and the top-k numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dsvid.evaluate import evaluate, write_result
+from dsvid.metrics.classification import topk_accuracy
+
+
+class Scripted(nn.Module):
+    """Stands where the objective stands: the clip's first byte is the class it votes for."""
+
+    class _Model:
+        num_classes = 3
+
+    model = _Model()
+
+    def logits(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return nn.functional.one_hot(batch["clip"][:, 0].long(), 3).float() * 4
+
+
+def batch(votes: list[int], index: list[int], label: list[int], weight: list[float]) -> dict[str, object]:
+    return {
+        "clip": torch.tensor(votes, dtype=torch.uint8)[:, None],
+        "index": torch.tensor(index),
+        "label": torch.tensor(label),
+        "weight": torch.tensor(weight),
+        "bad": [],
+    }
+
+
+def run(batches: list[dict[str, object]], videos: int):
+    return evaluate(Scripted(), batches, videos=videos, device=torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def test_views_are_averaged_and_padding_is_ignored() -> None:
+    # Video 0: two views for class 1, one for class 2. Video 1: one view for class 0. The last entry is padding.
+    result = run([batch([1, 2], [0, 0], [1, 1], [1, 1]), batch([1, 0, 2], [0, 1, 0], [1, 0, 0], [1, 1, 0])], videos=2)
+    assert result.views.tolist() == [3, 1]
+    assert result.labels.tolist() == [1, 0]
+    assert result.probabilities.argmax(axis=1).tolist() == [1, 0]
+    assert result.probabilities.sum(axis=1) == pytest.approx([1, 1])
+    high, low = np.exp(4) / (np.exp(4) + 2), 1 / (np.exp(4) + 2)
+    assert result.probabilities[0, 1] == pytest.approx((2 * high + low) / 3)
+
+
+def test_an_unreadable_video_lowers_the_count_openly(tmp_path: Path) -> None:
+    result = run([batch([1, 0], [0, 1], [1, 0], [1, 0])], videos=2)
+    numbers = write_result(tmp_path, result, ["a", "b", "c"], extra={"split": "test"})
+    assert (numbers["videos"], numbers["unreadable"], numbers["top1"]) == (1, 1, 100.0)
+    assert json.loads((tmp_path / "result.json").read_text()) == numbers
+    lines = (tmp_path / "predictions.csv").read_text().splitlines()
+    assert lines[1].startswith("0,b,b,0.9") and lines[2] == "1,,,,0"
+
+
+def test_topk_against_sorting_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    scores, labels = rng.normal(size=(200, 7)), rng.integers(0, 7, 200)
+    for k in (1, 3, 7):
+        by_hand = np.mean([labels[i] in np.argsort(scores[i])[::-1][:k] for i in range(200)]) * 100
+        assert topk_accuracy(scores, labels, (k,))[0] == pytest.approx(by_hand)
+
+
+def test_ties_go_to_the_lower_class_and_nothing_gives_nan() -> None:
+    assert topk_accuracy(np.zeros((2, 3)), np.array([0, 2]), (1,)) == [50.0]
+    assert np.isnan(topk_accuracy(np.zeros((0, 3)), np.zeros(0, dtype=int), (1,))[0])

@@ -1,0 +1,56 @@
+"""Ranks from the environments of launchers, and what the first rank says."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from dsvid.errors import RecipeError
+from dsvid.runtime import read_ranks
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.setenv(name, "")  # so that the values set by read_ranks are undone after the test
+        monkeypatch.delenv(name)
+
+
+def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = read_ranks()
+    assert (ranks.rank, ranks.world, ranks.local, ranks.first) == (0, 1, 0, True)
+    assert int(os.environ["MASTER_PORT"]) > 1023
+
+
+def test_a_launcher_s_variables_win_over_slurm_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "1",
+        "SLURM_PROCID": "9",
+        "SLURM_NTASKS": "2",
+    }.items():
+        monkeypatch.setenv(name, value)
+    ranks = read_ranks()
+    assert (ranks.rank, ranks.world, ranks.local, ranks.first) == (3, 4, 1, False)
+
+
+def test_srun_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RecipeError, match="MASTER_ADDR"):
+        read_ranks()
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert read_ranks().rank == 2
+
+
+@pytest.mark.parametrize(("rank", "world"), [("x", "2"), ("2", "2"), ("-1", "2")])
+def test_ranks_that_cannot_be(rank: str, world: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(RecipeError):
+        read_ranks()
