@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import os
 import random
@@ -78,6 +79,12 @@ def start_log(ranks: Ranks) -> None:
     log.setLevel(logging.INFO if ranks.first else logging.WARNING)
     for noisy in ("DeepSpeed", "deepspeed"):
         logging.getLogger(noisy).setLevel(logging.WARNING if ranks.first else logging.ERROR)
+
+
+@functools.lru_cache(maxsize=4096)
+def say_once(text: str, *values: str) -> None:
+    """Log a line that may come again and again, the first time only."""
+    log.info(text, *values)
 
 
 def pick_device(ranks: Ranks) -> torch.device:

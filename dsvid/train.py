@@ -29,7 +29,7 @@ from dsvid.job import Job, build_engine, class_names, resolve_job, weights_confi
 from dsvid.models.flops import peak_flops, training_flops
 from dsvid.monitor import Monitor
 from dsvid.pictures import frame_table, save_png
-from dsvid.runtime import Ranks, agree_error, agree_sum, barrier, log, read_ranks, seed_everything, start_log
+from dsvid.runtime import Ranks, agree_error, agree_sum, barrier, log, read_ranks, say_once, seed_everything, start_log
 from dsvid.weights.consolidate import consolidate
 from dsvid.weights.folder import check_finite, write_folder
 
@@ -175,9 +175,11 @@ def make_bad_clips(job: Job) -> BadClips:
 
 
 def counted(batch: dict[str, Any], bad: BadClips) -> dict[str, Any]:
-    """The batch, its unreadable clips recorded; each file is named once in the log."""
+    """The batch, its unreadable clips recorded; each file, and each remark of a decoder, is named once in the log."""
     for record in bad.add(batch):
         log.warning("unreadable clip, another takes its place: %s", record["error"])
+    for remark in batch["notes"]:
+        say_once("%s: %s", remark["path"], remark["note"])
     return batch
 
 
@@ -232,7 +234,7 @@ def announce(job: Job, engine: Any, step: int) -> None:
         f"model     {job.spec.arch}: {ds.count_parameters(engine.module) / 1e6:.2f} M parameters, "
         f"{grid.tokens} tokens ({grid.t}x{grid.h}x{grid.w})",
         f"engine    DeepSpeed ZeRO-{job.facts['stage']}, {job.facts['precision']}, {job.device.type}, {saving}",
-        *(f"attention {line}" for line in engine.module.model.attention_choices()),
+        *(f"attention {line}" for line in engine.module.attention_choices()),
         *(f"op        {line}" for line in ops.clear_message()),
         f"decoder   {decoder} ({reason})",
         f"run       {job.folder.out}: metrics.jsonl, tensorboard/, checkpoints/, weights/",
@@ -281,6 +283,7 @@ def evaluate_split(job: Job, engine: Any, split: str) -> Evaluation:
         rank=job.ranks.rank,
         world=job.ranks.world,
         batch=settings.batch,
+        device_type=job.device.type,
     )
     videos = len(open_split(getattr(job.recipe.data, split), split, job.recipe.data.root))
     return evaluate(engine.module, views, videos=videos, device=job.device)

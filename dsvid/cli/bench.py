@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
+from pathlib import Path
 
 BENCHES = {
     "mask": "the tube-masking op against the textbook chain and the memory floor",
@@ -17,8 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in BENCHES.items():
         sub = benches.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         importlib.import_module(f"dsvid.cli.bench_{name}").add_arguments(sub)
+        sub.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the result here too")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the chosen benchmark."""
-    importlib.import_module(f"dsvid.cli.bench_{args.bench}").run(args)
+    """Run the chosen benchmark, which prints; write its numbers where --json says."""
+    result = importlib.import_module(f"dsvid.cli.bench_{args.bench}").run(args)
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -41,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=30, help="turns of the fast arms (30)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch; the op itself uses one (1)")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="of patches and targets")
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the result here too")
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
@@ -69,8 +66,6 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         "times_the_byte_floor": medians["op"] / medians[floor],
     }
     _print(result, floor)
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 

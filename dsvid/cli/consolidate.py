@@ -32,9 +32,7 @@ def run(args: argparse.Namespace) -> None:
     check_names(config, {name: tuple(tensor.shape) for name, tensor in state.items()}, folder)
     write_folder(args.destination, state, config)
     count = sum(tensor.numel() for tensor in state.values())
-    print(
-        f"{args.destination / 'model.safetensors'}: {len(state)} tensors, {count / 1e6:.2f} M in fp32, from {folder}"
-    )
+    print(f"{args.destination / 'model.safetensors'}: {len(state)} tensors, {count / 1e6:.2f} M in fp32, from {folder}")
 
 
 def find_checkpoint(source: Path) -> Path:

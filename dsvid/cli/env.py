@@ -42,9 +42,7 @@ def run(args: argparse.Namespace) -> int:
         print("training cannot start: torch is missing")
         return 1
     _devices()
-    print(
-        f"launcher     {shutil.which('deepspeed') or 'not on PATH: python -m deepspeed.launcher.runner is the same'}"
-    )
+    print(f"launcher     {shutil.which('deepspeed') or 'not on PATH: python -m deepspeed.launcher.runner is the same'}")
     for tool, use in (("pdsh", "several nodes over ssh"), ("srun", "Slurm"), ("nvcc", "building the CUDA op")):
         print(f"{tool:12} {shutil.which(tool) or f'not found (only for {use})'}")
     if broken:

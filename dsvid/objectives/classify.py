@@ -50,6 +50,10 @@ class ClassifyObjective(nn.Module):
         loss = (losses * weight).sum() / weight.sum().clamp(min=1.0)
         return Output(loss, {"correct": (right * weight).sum()})
 
+    def attention_choices(self) -> list[str]:
+        """Lines for the start of the log: which attention runs where."""
+        return self.model.attention_choices()
+
     def logits(self, batch: Batch) -> Tensor:
         """fp32 logits [B, classes] of batch["clip"]; batch["seed"] serves drop path in training and may be missing
         else.

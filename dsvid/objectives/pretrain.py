@@ -97,6 +97,13 @@ class PretrainObjective(nn.Module):
         predictions, targets = self.predict(batch["clip"], plan, batch["seed"])
         return Output(masked_loss(predictions, targets, plan.target_weight))
 
+    def attention_choices(self) -> list[str]:
+        """Lines for the start of the log: which attention runs where, with this objective's token counts."""
+        grid, drop = self.grid, self.cell_drop
+        visible = grid.t * (grid.sites - self.masked_sites)
+        decoded = grid.tokens * (4 - drop) // 4 if drop else grid.tokens - visible
+        return self.model.attention_choices(visible=visible, decoded=decoded)
+
     def predict(self, clip: Tensor, plan: TokenPlan, seeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Predictions and fp32 targets [B, L, P] of `clip` uint8 [B, T, H, W, 3] for given token sets."""
         patches, targets = gather_tokens(

@@ -1,0 +1,91 @@
+"""Crops and resizes of uint8 clips."""
+
+from __future__ import annotations
+
+import collections
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dsvid.data import augment
+
+
+def coordinates(height: int, width: int, frames: int = 2) -> torch.Tensor:
+    """A clip whose red is the row, green the column, blue the frame."""
+    clip = torch.zeros((frames, height, width, 3), dtype=torch.uint8)
+    clip[..., 0] = torch.arange(height, dtype=torch.uint8)[None, :, None]
+    clip[..., 1] = torch.arange(width, dtype=torch.uint8)[None, None, :]
+    clip[..., 2] = torch.arange(frames, dtype=torch.uint8)[:, None, None]
+    return clip
+
+
+@pytest.mark.parametrize(("size", "target"), [((120, 170), (224, 224)), ((256, 200), (112, 90))])
+def test_resize_is_within_one_level_of_pil(size, target):
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (2, size[0] // 8, size[1] // 8, 3), dtype=np.uint8)
+    clip = torch.from_numpy(np.repeat(np.repeat(small, 8, 1), 8, 2))
+    out = augment.resize(clip, *target)
+    assert out.dtype == torch.uint8 and out.shape == (2, *target, 3) and out.is_contiguous()
+    for frame, resized in zip(clip, out, strict=True):
+        wanted = np.asarray(Image.fromarray(frame.numpy()).resize(target[::-1], Image.Resampling.BILINEAR))
+        assert abs(wanted.astype(int) - resized.numpy()).max() <= 1
+
+
+def test_multi_scale_sizes_are_videomaes():
+    sizes = augment.multi_scale_sizes(240, 320, 224)
+    sides = (240, 210, 180, 158)
+    assert sizes == [(sides[i], sides[j]) for i in range(4) for j in range(4) if abs(i - j) <= 1]
+    assert (224, 224) in augment.multi_scale_sizes(256, 340, 224)  # 256 * .875 is exactly 224
+    assert (224, 224) in augment.multi_scale_sizes(226, 340, 224)  # 226 is within 3 pixels
+    assert (224, 224) not in augment.multi_scale_sizes(227, 340, 224)
+    assert max(augment.multi_scale_sizes(222, 340, 224)) == (222, 222)  # never larger than the frame
+
+
+def test_thirteen_places_are_the_originals():
+    w, h = (320 - 210) // 4, (240 - 180) // 4
+    corners = [(0, 0), (4 * w, 0), (0, 4 * h), (4 * w, 4 * h), (2 * w, 2 * h)]
+    more = [(0, 2 * h), (4 * w, 2 * h), (2 * w, 4 * h), (2 * w, 0), (w, h), (3 * w, h), (w, 3 * h), (3 * w, 3 * h)]
+    places = augment.thirteen_places(240, 320, 180, 210)
+    assert len(places) == 13 and {(left, top) for top, left in places} == set(corners + more)
+
+
+def test_multi_scale_crop_uses_every_size_and_place_and_one_box_for_all_frames():
+    clip = coordinates(64, 96)
+    seen = collections.Counter()
+    for seed in range(400):
+        out = augment.multi_scale_crop(clip, 32, np.random.default_rng(seed))
+        assert out.shape == (2, 32, 32, 3)
+        assert torch.equal(out[0, ..., :2], out[1, ..., :2]), "frames have different boxes"
+        seen[(out[0, 0, 0, 0].item(), out[0, 0, 0, 1].item(), out[0, -1, -1, 0].item(), out[0, -1, -1, 1].item())] += 1
+    assert len(seen) > 60
+    assert min(key[1] for key in seen) <= 1 and max(key[3] for key in seen) >= 94  # left and right edge are reached
+
+
+def test_random_crop_reaches_every_place_once_and_enlarges_small_frames():
+    clip = coordinates(10, 12)
+    corners = {tuple(augment.random_crop(clip, 8, np.random.default_rng(s))[0, 0, 0, :2].tolist()) for s in range(300)}
+    assert corners == {(row, column) for row in range(3) for column in range(5)}
+    assert augment.random_crop(clip, 16, np.random.default_rng(0)).shape == (2, 16, 16, 3)
+
+
+def test_center_crop_and_short_side():
+    assert augment.center_crop(coordinates(80, 100), 64)[0, 0, 0, :2].tolist() == [8, 18]
+    assert augment.resize_short_side(coordinates(100, 133), 50).shape[1:3] == (50, 66)
+    assert augment.resize_short_side(coordinates(133, 100), 50).shape[1:3] == (66, 50)
+
+
+@pytest.mark.parametrize(("height", "width", "axis"), [(8, 14, 1), (14, 8, 0)])
+def test_spatial_crops_are_spread_along_the_long_side(height, width, axis):
+    clip = coordinates(height, width)
+    assert [augment.spatial_crop(clip, 8, 3, number)[0, 0, 0, axis].item() for number in range(3)] == [0, 3, 6]
+    assert augment.spatial_crop(clip, 8, 1, 0)[0, 0, 0, axis].item() == 3
+
+
+def test_flip_mirrors_with_its_probability():
+    clip = coordinates(4, 6)
+    flips = sum(torch.equal(augment.flip(clip, 0.25, np.random.default_rng(seed)), clip.flip(2)) for seed in range(400))
+    assert 70 <= flips <= 130
+    assert torch.equal(augment.flip(clip, 0.0, np.random.default_rng(0)), clip)
+    assert torch.equal(augment.flip(clip, 1.0, np.random.default_rng(0)), clip.flip(2))
