@@ -31,7 +31,7 @@ MANIFEST_VERSION = 1
 # Keys that may differ between the starts of one run: they change neither the data nor the numbers.
 FREE_ON_RESUME = (
     "about.", "eval.", "run.stop_epoch", "run.max_steps", "run.log_every", "run.save_every", "run.keep",
-    "run.images_every", "data.num_workers", "data.prefetch", "data.decoder", "data.val", "data.test",
+    "run.images_every", "data.num_workers", "data.prefetch", "data.cache_mb", "data.decoder", "data.val", "data.test",
     "data.max_bad_fraction", "data.bad_grace", "model.attention", "model.compile", "batch.micro",
 )  # fmt: skip
 

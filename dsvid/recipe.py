@@ -69,6 +69,7 @@ class DataConfig(Section):
     num_sample: int = Field(1, ge=1, description="clips cut from one decoded video (repeated augmentation)")
     num_workers: int = Field(4, ge=0)
     prefetch: int = Field(2, ge=1)
+    cache_mb: int = Field(0, ge=0, description="decoded frames of short videos that each loader process keeps, in MB")
     decoder: Literal["auto", "decord", "pyav"] = "auto"
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     bad_grace: int = Field(10, ge=0, description="this many unreadable clips never stop a run")
@@ -342,6 +343,13 @@ def _check(recipe: Recipe) -> None:
             found=f"batch.micro={recipe.batch.micro}, data.num_sample={recipe.data.num_sample}",
             expected=f"a multiple of {recipe.data.num_sample}",
             fix=f"batch.micro={max(1, recipe.batch.micro // recipe.data.num_sample) * recipe.data.num_sample}",
+        )
+    if recipe.data.flip > 0 and "builtin" in (recipe.data.train, recipe.data.val, recipe.data.test):
+        raise RecipeError(
+            "data.flip with the built-in clips",
+            found=f"data.flip={recipe.data.flip}",
+            expected="0: a mirrored clip belongs to another class (left and right, cw and ccw)",
+            fix="data.flip=0",
         )
     if recipe.task == "classify" and recipe.model.num_classes < 2:
         raise RecipeError(

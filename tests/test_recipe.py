@@ -174,6 +174,7 @@ def test_the_suggested_micro_batch_works() -> None:
         {"batch": {"micro": 3}, "data": {"num_sample": 2}},
         {"task": "classify"},
         {"run": {"epochs": 3, "stop_epoch": 4}},
+        {"data": {"flip": 0.5}},  # a mirrored built-in clip belongs to another class
     ],
 )
 def test_sections_that_contradict_each_other(tree: dict[str, object]) -> None:

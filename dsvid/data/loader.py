@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dsvid.data import augment, order, sampling
-from dsvid.data.decode import choose_decoder, open_clip_source, quiet_decoders
-from dsvid.data.manifest import Manifest, open_split
+from dsvid.data import order
+from dsvid.data.decode import quiet_decoders
+from dsvid.data.reader import ClipReader, bad_record
 from dsvid.errors import DataError
 
 if TYPE_CHECKING:
@@ -45,78 +45,6 @@ _FRAMES, _PIXELS, _REPLACEMENT = 1, 2, 3
 
 class WorkerDied(RuntimeError):
     """A loader process was killed or crashed; not the user's mistake."""
-
-
-class ClipReader:
-    """Reads one list by one recipe section: entry -> frames -> cropped uint8 clip."""
-
-    def __init__(self, config: DataConfig, split: str) -> None:
-        if config.flip > 0 and "builtin" in (config.train, config.val, config.test):
-            raise DataError(
-                "data.flip with the built-in clips",
-                found=config.flip,
-                expected="0: a mirrored clip belongs to another class (left and right, cw and ccw)",
-                fix="data.flip=0",
-            )
-        self.config = config
-        self.manifest: Manifest = open_split(getattr(config, split), split, config.root)
-        self.size = len(self.manifest)
-        if split == "train" and config.train_limit:
-            self.size = min(self.size, config.train_limit)
-        self.decoder, self.decoder_reason = choose_decoder(config.decoder)
-
-    def frames(self, index: int, choose: sampling.Draws | tuple[int, int]) -> tuple[Tensor, str | None]:
-        """Frames uint8 [T, H, W, 3] of entry `index`, and a remark; `choose`: random draws, or (segments, segment).
-
-        Raises DataError with `frame_range` set where the frames were chosen already.
-        """
-        config = self.config
-        entry = self.manifest[index]
-        with open_clip_source(
-            entry, self.decoder, frame_name=config.frame_name, frame_start=config.frame_start
-        ) as source:
-            step = sampling.frame_step(config.sampling_rate, config.view_fps, source.fps)
-            if isinstance(choose, tuple):
-                picked = sampling.eval_indices(config.sampling, source.frames, config.num_frames, step, *choose)
-            else:
-                picked = sampling.train_indices(config.sampling, source.frames, config.num_frames, step, choose)
-            try:
-                pictures = source.read(picked)
-            except DataError as error:
-                raise _UnreadableFrames(error, (int(picked.min()), int(picked.max()))) from error
-            return torch.from_numpy(pictures), source.note
-
-    def train_crop(self, frames: Tensor, rng: np.random.Generator) -> Tensor:
-        """The recipe's training crop and flip, uint8 [T, input_size, input_size, 3]."""
-        config = self.config
-        if config.crop == "multi_scale":
-            clip = augment.multi_scale_crop(frames, config.input_size, rng)
-        else:
-            if config.short_side:
-                frames = augment.resize_short_side(frames, config.short_side)
-            if config.crop == "random":
-                clip = augment.random_crop(frames, config.input_size, rng)
-            else:
-                clip = augment.center_crop(frames, config.input_size)
-        return augment.flip(clip, config.flip, rng)
-
-    def test_crop(self, frames: Tensor, crops: int, number: int) -> Tensor:
-        """Short side to data.short_side (0 = input_size), then crop `number` of `crops`."""
-        config = self.config
-        resized = augment.resize_short_side(frames, config.short_side or config.input_size)
-        return augment.spatial_crop(resized, config.input_size, crops, number)
-
-
-class _UnreadableFrames(DataError):
-    def __init__(self, cause: DataError, frame_range: tuple[int, int]) -> None:
-        super().__init__(cause.what, found=cause.found, expected=cause.expected, fix=cause.fix)
-        self.frame_range = frame_range
-
-
-def _bad_record(reader: ClipReader, index: int, error: DataError, clips: int) -> dict[str, Any]:
-    text = error.what if error.found is None else f"{error.what} ({error.found})"
-    frames = list(error.frame_range) if isinstance(error, _UnreadableFrames) else None
-    return {"path": reader.manifest[index].path, "index": index, "frames": frames, "error": text, "clips": clips}
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -169,7 +97,7 @@ class _TrainClips(Dataset[Any]):
                 frames, note = self.reader.frames(tried, rng)
                 return frames, tried, note
             except DataError as error:
-                bad.append(_bad_record(self.reader, tried, error, self.repeats))
+                bad.append(bad_record(self.reader, tried, error, self.repeats))
                 failures.append(bad[-1]["error"])
             tried = order.mix(self.seed, epoch, index, attempt, _REPLACEMENT) % self.reader.size
         raise DataError(
@@ -300,7 +228,7 @@ class _EvalViews(Dataset[Any]):
             frames, note = self.reader.frames(video, (self.segments, segment))
         except DataError as error:
             # never another video in its place: that would count a wrong answer for this one
-            bad.append(_bad_record(self.reader, video, error, self.crops))
+            bad.append(bad_record(self.reader, video, error, self.crops))
             return None
         if note is not None:
             notes.append({"path": self.reader.manifest[video].path, "note": note})

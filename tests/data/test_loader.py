@@ -149,14 +149,6 @@ def test_the_clip_shows_the_frames_that_the_rule_picks_of_the_video_that_index_n
     assert shown(views) == [dense_test(30, 4, 2, 3, segment).tolist() for segment in range(3)]
 
 
-def test_the_flip_of_builtin_clips_is_refused():
-    with pytest.raises(DataError, match=r"data\.flip=0"):
-        TrainLoader(DataConfig(train="builtin", flip=0.5), seed=0, batch_total=1, batch_micro=1)
-
-
-# ---- broken clips --------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def damaged_list(videos, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("damaged")

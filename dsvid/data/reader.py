@@ -1,0 +1,139 @@
+"""From an entry of a list to a cropped uint8 clip: open, choose frames, decode, crop. Knows no batches."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dsvid.data import augment, sampling
+from dsvid.data.decode import choose_decoder, open_clip_source
+from dsvid.data.manifest import Manifest, open_split
+from dsvid.errors import DataError
+
+if TYPE_CHECKING:
+    from dsvid.recipe import DataConfig
+
+
+@dataclass(frozen=True)
+class Held:
+    """All frames of a video, as its source gave them."""
+
+    pictures: NDArray[np.uint8]
+    fps: float | None
+    note: str | None
+
+
+class FrameCache:
+    """Decoded frames of short videos, least recently used out first; `limit` bytes in each process that reads.
+
+    For small data sets that are read many times, where opening and decoding a file costs more than the training step
+    leaves. A video of more than `most_frames` is never held: decoding it whole would cost more than the clip.
+    """
+
+    def __init__(self, limit: int, most_frames: int) -> None:
+        self.limit, self.most_frames = limit, most_frames
+        self.used = 0
+        self._held: OrderedDict[int, Held] = OrderedDict()
+
+    def get(self, index: int) -> Held | None:
+        """The frames of entry `index`, or None."""
+        held = self._held.get(index)
+        if held is not None:
+            self._held.move_to_end(index)
+        return held
+
+    def wants(self, frames: int) -> bool:
+        """Whether a video of so many frames is worth decoding whole."""
+        return self.limit > 0 and frames <= self.most_frames
+
+    def put(self, index: int, held: Held) -> None:
+        """Hold the frames; drop others until they fit. Frames that fill the cache alone are not held."""
+        size = held.pictures.nbytes
+        if size > self.limit or index in self._held:
+            return
+        while self.used + size > self.limit:
+            _, dropped = self._held.popitem(last=False)
+            self.used -= dropped.pictures.nbytes
+        self._held[index] = held
+        self.used += size
+
+
+class ClipReader:
+    """Reads one list by one recipe section: entry -> frames -> cropped uint8 clip."""
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        self.config = config
+        self.manifest: Manifest = open_split(getattr(config, split), split, config.root)
+        self.size = len(self.manifest)
+        if split == "train" and config.train_limit:
+            self.size = min(self.size, config.train_limit)
+        self.decoder, self.decoder_reason = choose_decoder(config.decoder)
+        self.cache = FrameCache(config.cache_mb * 10**6, most_frames=4 * config.num_frames * config.sampling_rate)
+
+    def frames(self, index: int, choose: sampling.Draws | tuple[int, int]) -> tuple[Tensor, str | None]:
+        """Frames uint8 [T, H, W, 3] of entry `index`, and a remark; `choose`: random draws, or (segments, segment).
+
+        Raises DataError, UnreadableFrames where the frames were chosen already.
+        """
+        held = self.cache.get(index)
+        if held is not None:
+            picked = self._pick(len(held.pictures), held.fps, choose)
+            return torch.from_numpy(held.pictures[picked]), held.note
+        config = self.config
+        with open_clip_source(
+            self.manifest[index], self.decoder, frame_name=config.frame_name, frame_start=config.frame_start
+        ) as source:
+            picked = self._pick(source.frames, source.fps, choose)
+            try:
+                if self.cache.wants(source.frames):
+                    held = Held(source.read(np.arange(source.frames)), source.fps, source.note)
+                    self.cache.put(index, held)
+                    return torch.from_numpy(held.pictures[picked]), held.note
+                return torch.from_numpy(source.read(picked)), source.note
+            except DataError as error:
+                raise UnreadableFrames(error, (int(picked.min()), int(picked.max()))) from error
+
+    def _pick(self, frames: int, fps: float | None, choose: sampling.Draws | tuple[int, int]) -> NDArray[np.int64]:
+        config = self.config
+        step = sampling.frame_step(config.sampling_rate, config.view_fps, fps)
+        if isinstance(choose, tuple):
+            return sampling.eval_indices(config.sampling, frames, config.num_frames, step, *choose)
+        return sampling.train_indices(config.sampling, frames, config.num_frames, step, choose)
+
+    def train_crop(self, frames: Tensor, rng: np.random.Generator) -> Tensor:
+        """The recipe's training crop and flip, uint8 [T, input_size, input_size, 3]."""
+        config = self.config
+        if config.crop == "multi_scale":
+            clip = augment.multi_scale_crop(frames, config.input_size, rng)
+        else:
+            if config.short_side:
+                frames = augment.resize_short_side(frames, config.short_side)
+            if config.crop == "random":
+                clip = augment.random_crop(frames, config.input_size, rng)
+            else:
+                clip = augment.center_crop(frames, config.input_size)
+        return augment.flip(clip, config.flip, rng)
+
+    def test_crop(self, frames: Tensor, crops: int, number: int) -> Tensor:
+        """Short side to data.short_side (0 = input_size), then crop `number` of `crops`."""
+        config = self.config
+        resized = augment.resize_short_side(frames, config.short_side or config.input_size)
+        return augment.spatial_crop(resized, config.input_size, crops, number)
+
+
+class UnreadableFrames(DataError):
+    def __init__(self, cause: DataError, frame_range: tuple[int, int]) -> None:
+        super().__init__(cause.what, found=cause.found, expected=cause.expected, fix=cause.fix)
+        self.frame_range = frame_range
+
+
+def bad_record(reader: ClipReader, index: int, error: DataError, clips: int) -> dict[str, Any]:
+    text = error.what if error.found is None else f"{error.what} ({error.found})"
+    frames = list(error.frame_range) if isinstance(error, UnreadableFrames) else None
+    return {"path": reader.manifest[index].path, "index": index, "frames": frames, "error": text, "clips": clips}
