@@ -6,7 +6,7 @@ STAMP := $(VENV)/.dsvid-env
 SOURCES := pyproject.toml setup.py dsvid/ops/build.py $(wildcard csrc/*)
 RANKS ?= 0
 
-.PHONY: env demo test check lint format types docs clean
+.PHONY: env demo test check lint format types clean
 
 env: $(STAMP)
 

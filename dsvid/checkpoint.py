@@ -36,6 +36,13 @@ FREE_ON_RESUME = (
 )  # fmt: skip
 
 
+# Parts of the DeepSpeed JSON that change the numbers; stage and precision are compared with the checkpoint itself.
+JSON_FIXED_ON_RESUME = (
+    "optimizer", "scheduler", "gradient_clipping", "prescale_gradients", "gradient_predivide_factor", "torch_autocast",
+    "data_types", "communication_data_type",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Found:
     """A verified checkpoint: its folder and the manifest's contents."""
@@ -56,7 +63,7 @@ class RunFolder:
         self.tensorboard = out / "tensorboard"
         self.weights = out / "weights"
 
-    def prepare(self, recipe: Recipe, resume: str) -> None:
+    def prepare(self, recipe: Recipe, config: dict[str, Any], resume: str) -> None:
         """Check that the folder is writable and this run's own. Raises CheckpointError; writes nothing."""
         if self.out.exists() and not self.out.is_dir():
             raise CheckpointError(f"--out {self.out}", found="a file", expected="a folder", fix="another --out")
@@ -67,17 +74,17 @@ class RunFolder:
             raise CheckpointError(f"--out {self.out} is not writable", found=f"no permission in {parent}")
         before = self.out / "recipe.yaml"
         held = [p.name for p in self.checkpoints.glob("step-*")] if self.checkpoints.is_dir() else []
-        if resume == "never" and held:
+        if resume == "never" and (held or self.metrics.is_file() or self.weights.is_dir()):
             raise CheckpointError(
-                f"--resume never, but {self.out} holds checkpoints of a run",
-                found=", ".join(sorted(held)[-3:]),
-                expected="a folder without checkpoints",
+                f"--resume never, but {self.out} holds a run",
+                found=", ".join(sorted(held)[-3:]) or "metrics or weights",
+                expected="a folder without a run",
                 fix="another --out, or --resume auto to go on with that run",
             )
         if held and not before.is_file():
             raise CheckpointError(f"--out {self.out} holds checkpoints but no recipe.yaml", fix="another --out")
-        if before.is_file() and held:
-            self._check_same_run(before, recipe)
+        if before.is_file():
+            self._check_same_run(before, recipe, config)
         foreign = [p.name for p in self.out.iterdir()] if self.out.is_dir() and not before.is_file() else []
         if foreign:
             raise CheckpointError(
@@ -87,15 +94,21 @@ class RunFolder:
                 fix="another --out",
             )
 
-    def _check_same_run(self, path: Path, recipe: Recipe) -> None:
+    def _check_same_run(self, path: Path, recipe: Recipe, config: dict[str, Any]) -> None:
         try:
             old = build_recipe(yaml.safe_load(path.read_text(encoding="utf-8"))).model_dump(mode="json")
-        except (DsvidError, yaml.YAMLError, OSError) as error:
+            theirs = json.loads((self.out / "ds_config.json").read_text(encoding="utf-8"))
+        except (DsvidError, yaml.YAMLError, OSError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be compared with this run", found=str(error)) from error
         differing = [
             f"{key}: {before!r} there, {now!r} here"
             for key, before, now in _differences(old, recipe.model_dump(mode="json"))
             if not key.startswith(FREE_ON_RESUME)
+        ]
+        differing += [
+            f"ds.{key}: {before!r} there, {now!r} here"
+            for section in JSON_FIXED_ON_RESUME
+            for key, before, now in _differences(theirs.get(section), config.get(section), section)
         ]
         if differing:
             raise CheckpointError(
@@ -191,8 +204,8 @@ def save(engine: Any, run: RunFolder, *, step: int, facts: dict[str, Any], ranks
             _publish(
                 run.checkpoints, scratch, name, {"step": step, "world_size": ranks.world, "groups": groups, **facts}
             )
-            _prune(run.checkpoints, keep)
-        except OSError as failure:
+            _prune(run.checkpoints, keep, name)
+        except Exception as failure:  # whatever it is, the other ranks wait for the word
             error = failure
     agree_error(error, engine.device, f"saving {name}")
     return run.checkpoints / name
@@ -200,6 +213,7 @@ def save(engine: Any, run: RunFolder, *, step: int, facts: dict[str, Any], ranks
 
 def _publish(checkpoints: Path, scratch: str, name: str, facts: dict[str, Any]) -> None:
     folder = checkpoints / scratch
+    _check_complete(folder, int(facts.get("stage", 0)), int(facts["world_size"]))
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         digest, size = _hash(path, sync=True)
@@ -214,6 +228,18 @@ def _publish(checkpoints: Path, scratch: str, name: str, facts: dict[str, Any]) 
     for script in ("zero_to_fp32.py", "zero_to_torch.py"):
         # DeepSpeed drops these beside the checkpoints; they unpickle whatever they find. `dsvid consolidate` does not.
         (checkpoints / script).unlink(missing_ok=True)
+
+
+def _check_complete(folder: Path, stage: int, world: int) -> None:
+    """Raise CheckpointError where shards of some ranks are not in `folder`: --out is not shared by all nodes."""
+    shards = len(list(folder.glob("*_optim_states.pt")))
+    if stage and shards != world:
+        raise CheckpointError(
+            f"the checkpoint in {folder.parent} is incomplete",
+            found=f"optimizer shards of {shards} ranks",
+            expected=f"{world}: every node writes into the same folder",
+            fix="--out on a file system that all nodes share",
+        )
 
 
 def _hash(path: Path, *, sync: bool = False) -> tuple[str, int]:
@@ -235,8 +261,11 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _prune(checkpoints: Path, keep: int) -> None:
-    for old in sorted(checkpoints.glob("step-*"))[:-keep]:
+def _prune(checkpoints: Path, keep: int, newest: str) -> None:
+    # `newest` was just written. A folder with a higher step was walked back over: it is damaged, and goes first.
+    older = sorted((path for path in checkpoints.glob("step-*") if path.name != newest), key=lambda p: p.name)
+    good = [path for path in older if path.name < newest]
+    for old in [path for path in older if path.name > newest] + good[: max(0, len(good) - keep + 1)]:
         shutil.rmtree(old, ignore_errors=True)
     for left in checkpoints.glob(".tmp-step-*"):
         shutil.rmtree(left, ignore_errors=True)

@@ -19,7 +19,7 @@ OURS_COSINE = "VideoMAECosine"
 # These overwrite every group's lr with one value, which would silently undo layer-wise lr decay.
 ERASING_SCHEDULERS = ("WarmupLR", "WarmupDecayLR", "OneCycle", "LRRangeTest")
 
-_ADAM = ["lr", "betas", "eps", "weight_decay", "torch_adam", "adam_w_mode", "bias_correction", "fused"]
+_ADAM = ["lr", "betas", "eps", "weight_decay", "adam_w_mode"]  # only what has an effect: AdamW is torch's
 OPTIMIZERS: dict[str, list[str]] = {"AdamW": _ADAM, "Adam": _ADAM}
 SCHEDULERS: dict[str, list[str]] = {
     OURS_COSINE: ["total_num_steps", "warmup_num_steps", "cos_min_ratio"],
@@ -38,7 +38,7 @@ SCHEDULERS: dict[str, list[str]] = {
 
 _MONITOR_FILE = ["enabled", "output_path", "job_name"]
 SECTIONS: dict[str, list[str]] = {
-    "optimizer": ["type", "params", "legacy_fusion"],
+    "optimizer": ["type", "params"],
     "scheduler": ["type", "params"],
     "bf16": [
         "enabled", "immediate_grad_update", "check_grad_overflow", "bf16_master_weights_and_grads",

@@ -31,7 +31,6 @@ def start_distributed(device: torch.device, ranks: Ranks) -> None:
     if device.type == "cpu":
         # DeepSpeed would compile its shared-memory all-reduce for 2 silent minutes here; gloo gives the same bits.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(
         dist_backend=backend,
@@ -44,6 +43,8 @@ def start_distributed(device: torch.device, ranks: Ranks) -> None:
 
 
 def _import_deepspeed() -> None:
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read once, when deepspeed is imported
     try:
         import deepspeed  # noqa: F401
     except ImportError as error:
@@ -63,7 +64,8 @@ def check_precision(config: dict[str, Any], device: torch.device) -> None:
                 expected="bf16, or fp32",
                 fix="--ds_config ds_configs/zero2.json",
             )
-    if precision(config) == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision(config) == "bf16" and not native:
         raise RecipeError(
             "DeepSpeed JSON: bf16.enabled, but this GPU does not support bf16",
             found=torch.cuda.get_device_name(device),
@@ -114,8 +116,7 @@ def _for_deepspeed(config: dict[str, Any]) -> dict[str, Any]:
         ours.add("scheduler")
     stripped = {key: value for key, value in config.items() if key not in ours}
     if uses_ds_optimizer(config):
-        params = {k: v for k, v in config["optimizer"]["params"].items() if k not in ("fused", "torch_adam")}
-        stripped["optimizer"] = {"type": config["optimizer"]["type"], "params": params}
+        stripped["optimizer"] = config["optimizer"]
     else:
         stripped["zero_force_ds_cpu_optimizer"] = False
         stripped["zero_allow_untested_optimizer"] = True

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsvid import deepspeed_json
+from dsvid import deepspeed_json, ops
 from dsvid import engine as ds
 from dsvid.checkpoint import RunFolder
 from dsvid.data.builtin import CLASSES, prepare
 from dsvid.data.manifest import Manifest, open_split
-from dsvid.errors import RecipeError
+from dsvid.errors import CheckpointError, RecipeError
+from dsvid.models.attention import choose_backend
 from dsvid.models.init import initial_value
 from dsvid.models.spec import ModelSpec, build_model
 from dsvid.objectives import ClassifyObjective, PretrainObjective
@@ -28,7 +29,7 @@ from dsvid.weights.load import initial_state
 
 @dataclass(frozen=True)
 class Job:
-    """The settled job. `config` is the resolved DeepSpeed JSON; `videos` the length of the training list."""
+    """The settled job. `config` is the resolved DeepSpeed JSON; `facts` are what a checkpoint must share with it."""
 
     recipe: Recipe
     config: dict[str, Any]
@@ -67,14 +68,27 @@ def resolve_job(
     schedule = resolve_schedule(recipe, world=ranks.world, videos=min(limit, videos) if limit else videos)
     config = deepspeed_json.resolve(tree, theirs, recipe, schedule)
     ds.check_precision(config, device)
+    check_backends(recipe, spec, device, deepspeed_json.precision(config))
     folder = RunFolder(out)
-    folder.prepare(recipe, resume)
+    folder.prepare(recipe, config, resume)
     facts = {
         "stage": deepspeed_json.get_dotted(config, "zero_optimization.stage") or 0,
         "precision": deepspeed_json.precision(config),
         "train_list": lists["train"].sha256,
     }
     return Job(recipe, config, schedule, spec, folder, ranks, device, facts)
+
+
+def check_backends(recipe: Recipe, spec: ModelSpec, device: torch.device, precision: str) -> None:
+    """Raise DsvidError where the weights to start from, the attention or the op that is asked for is not there."""
+    if recipe.model.init and not Path(recipe.model.init).exists():
+        raise CheckpointError(
+            f"model.init={recipe.model.init}: nothing there",
+            expected="a weight folder of dsvid or a VideoMAE .pth file",
+        )
+    size = spec.encoder_size
+    choose_backend(recipe.model.attention, device.type, ds.DTYPES[precision], spec.grid.tokens, size.dim // size.heads)
+    ops.backend(device.type)
 
 
 def open_list(recipe: Recipe, split: str) -> Manifest:

@@ -62,9 +62,9 @@ class Monitor:
         finally:
             self._data_s += time.perf_counter() - start
 
-    def restart_clock(self) -> None:
-        """Start a new window: what lies between (a save, an evaluation) is not counted as training time."""
-        self._data_s, self._since = 0.0, time.perf_counter()
+    def restart_clock(self, step: int) -> None:
+        """Start a new window behind `step`: a save or an evaluation is not counted as training time."""
+        self._data_s, self._since, self._since_step = 0.0, time.perf_counter(), step
 
     def train(self, step: int, *, loss: float, lr: float, grad_norm: float, device: torch.device) -> dict[str, Any]:
         """Log one training line for the window since the last; `step` counts finished optimizer steps."""

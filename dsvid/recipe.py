@@ -1,6 +1,6 @@
 """The typed recipe of a run: its keys, defaults, YAML files and `a.b=v` overrides. Imports no torch.
 
-The DeepSpeed JSON is `dsvid.deepspeed_json`'s; the arithmetic that needs both is `schedule` below.
+The DeepSpeed JSON is `dsvid.deepspeed_json`'s; the batch and schedule arithmetic is `resolve_schedule` below.
 """
 
 from __future__ import annotations

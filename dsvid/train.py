@@ -10,6 +10,7 @@ if not __package__:  # run as a script from a clone: the package is the folder a
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 import argparse
+import math
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ from dsvid.job import Job, build_engine, class_names, resolve_job, weights_confi
 from dsvid.models.flops import peak_flops, training_flops
 from dsvid.monitor import Monitor
 from dsvid.pictures import frame_table, save_png
+from dsvid.recipe import load_recipe
 from dsvid.runtime import Ranks, agree_error, agree_sum, barrier, log, read_ranks, say_once, seed_everything, start_log
 from dsvid.weights.consolidate import consolidate
 from dsvid.weights.folder import check_finite, write_folder
@@ -82,7 +84,8 @@ def run(args: argparse.Namespace, ranks: Ranks) -> int:
             args.ds_config,
         )
     out = args.out or Path("runs") / Path(name).stem
-    job = resolve_job(name, args.ds_config, args.overrides, out=out, resume=args.resume, ranks=ranks)
+    overrides = args.overrides if args.recipe else [*whole_batch(ranks.world), *args.overrides]
+    job = resolve_job(name, args.ds_config, overrides, out=out, resume=args.resume, ranks=ranks)
     ds.start_distributed(job.device, ranks)
     found = checkpoint.find(job.folder, args.resume, ranks, job.device)
     step = found.step if found else 0
@@ -100,6 +103,19 @@ def run(args: argparse.Namespace, ranks: Ranks) -> int:
         test(job, engine, step)
     barrier()  # a rank that leaves early would make the launcher end the others
     return 0
+
+
+def whole_batch(world: int) -> list[str]:
+    """Overrides that raise the default recipe's batch to a multiple of the ranks, at the same learning rate.
+
+    The command without --recipe has to run on any number of devices; a recipe that somebody chose is never changed.
+    """
+    batch, scale = load_recipe(DEFAULT_RECIPE).batch.total, load_recipe(DEFAULT_RECIPE).optim.lr_scale_batch
+    if batch % world == 0:
+        return []
+    total = -(-batch // world) * world
+    log.info("batch.total is %d instead of %d, for %d ranks", total, batch, world)
+    return [f"batch.total={total}", f"optim.lr_scale_batch={scale * total // batch}"]
 
 
 def train(job: Job, engine: Any, step: int) -> int:
@@ -121,8 +137,9 @@ def train(job: Job, engine: Any, step: int) -> int:
         save_due = is_due(step, every.save_every) or step == schedule.stop_step
         if is_due(step, every.log_every) or save_due:
             agree_error(bad.verdict(), job.device, "reading the clips")
-            loss = finite_mean(losses, step, job)
-            monitor.train(step, loss=loss, lr=lr, grad_norm=ds.gradient_norm(engine, norm), device=job.device)
+            grad_norm = ds.gradient_norm(engine, norm)
+            loss = finite_mean(losses, grad_norm, step, job, skipped=engine.skipped_steps)
+            monitor.train(step, loss=loss, lr=lr, grad_norm=grad_norm, device=job.device)
         if save_due:
             checkpoint.save(engine, job.folder, step=step, facts=job.facts, ranks=job.ranks, keep=every.keep)
         if picture_due(job, step):
@@ -130,7 +147,7 @@ def train(job: Job, engine: Any, step: int) -> int:
         if validation_due(job, step):
             monitor.write({"kind": "eval", "step": step, **evaluate_split(job, engine, "val").numbers()})
         if save_due or picture_due(job, step) or validation_due(job, step):
-            monitor.restart_clock()
+            monitor.restart_clock(step)
     monitor.close()
     return step
 
@@ -177,7 +194,7 @@ def make_bad_clips(job: Job) -> BadClips:
 def counted(batch: dict[str, Any], bad: BadClips) -> dict[str, Any]:
     """The batch, its unreadable clips recorded; each file, and each remark of a decoder, is named once in the log."""
     for record in bad.add(batch):
-        log.warning("unreadable clip, another takes its place: %s", record["error"])
+        log.warning("unreadable clip: %s", record["error"])
     for remark in batch["notes"]:
         say_once("%s: %s", remark["path"], remark["note"])
     return batch
@@ -208,14 +225,20 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
 
 
-def finite_mean(losses: list[Tensor], step: int, job: Job) -> float:
-    """Mean loss of the step over micro-batches and ranks. A collective. Raises where any rank's loss is not finite."""
+def finite_mean(losses: list[Tensor], grad_norm: float, step: int, job: Job, *, skipped: int) -> float:
+    """Mean loss of the step over micro-batches and ranks. A collective. Raises where any rank's loss is not finite.
+
+    Nor may the gradient be in fp32, where DeepSpeed applies it all the same; in bf16 and fp16 it skips the step, which
+    is said here. Called before every save: weights that were spoilt are never published.
+    """
     own = float(torch.stack(losses).mean())
-    finite = own == own and abs(own) != float("inf")
+    finite = math.isfinite(own) and (math.isfinite(grad_norm) or job.facts["precision"] != "fp32")
     total, bad = agree_sum([own if finite else 0.0, 0.0 if finite else 1.0], job.device)
     if bad:
-        error = None if finite else FloatingPointError(f"the loss is {own} at step {step} on rank {job.ranks.rank}")
-        agree_error(error, job.device, f"step {step}: the loss")
+        text = f"step {step}, rank {job.ranks.rank}: loss {own}, gradient norm {grad_norm}"
+        agree_error(None if finite else FloatingPointError(text), job.device, f"step {step}: the loss or the gradient")
+    if skipped:
+        say_once("%s steps were skipped so far: their gradients were not finite", str(skipped))
     return total / job.ranks.world
 
 
@@ -264,10 +287,11 @@ def publish_weights(job: Job, engine: Any, step: int) -> None:
             state = consolidate(source)
             check_finite(state, source)
             expected = {name.removeprefix("model.") for name, _ in engine.module.named_parameters()}
-            assert set(state) == expected, f"consolidated names differ: {sorted(set(state) ^ expected)[:5]}"
+            if set(state) != expected:
+                raise RuntimeError(f"consolidated names differ from the model's: {sorted(set(state) ^ expected)[:5]}")
             write_folder(job.folder.weights, state, weights_config(job.recipe, step))
             log.info("weights   %s", job.folder.weights / "model.safetensors")
-        except (DsvidError, OSError, AssertionError) as failure:
+        except Exception as failure:  # whatever it is, the other ranks wait for the word
             error = failure
     agree_error(error, job.device, "consolidating the weights")
 
@@ -286,7 +310,10 @@ def evaluate_split(job: Job, engine: Any, split: str) -> Evaluation:
         device_type=job.device.type,
     )
     videos = len(open_split(getattr(job.recipe.data, split), split, job.recipe.data.root))
-    return evaluate(engine.module, views, videos=videos, device=job.device)
+    result = evaluate(engine.module, views, videos=videos, device=job.device)
+    if job.ranks.first:
+        counted({"index": [], "bad": result.unreadable, "notes": []}, make_bad_clips(job))
+    return result
 
 
 def test(job: Job, engine: Any, step: int) -> None:

@@ -39,7 +39,18 @@ MAY_IMPORT = {
     "checkpoint": {"recipe", "runtime", "weights"},
     "monitor": {"runtime"},
     "evaluate": {"objectives", "data", "metrics"},
-    "job": {"recipe", "deepspeed_json", "engine", "checkpoint", "data", "models", "objectives", "runtime", "weights"},
+    "job": {
+        "recipe",
+        "deepspeed_json",
+        "engine",
+        "checkpoint",
+        "data",
+        "models",
+        "objectives",
+        "ops",
+        "runtime",
+        "weights",
+    },
 }
 TOP = {"train", "cli", "__main__", "__init__"}  # these may import everything
 
@@ -208,6 +219,30 @@ def test_commands_in_the_documents_parse(path: Path) -> None:
             checked += 1
     if path.name == "README.md":
         assert checked >= 5
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_links_in_the_documents_lead_somewhere(path: Path) -> None:
+    text = path.read_text()
+    assert not re.search(r"^@[A-Z_]+@$", text, re.M), "a placeholder was left"
+    for target in re.findall(r"\]\(([^)#\s]+)\)", text):
+        assert target.startswith("http") or (path.parent / target).is_file(), target
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 6, 8, 16, 32, 64])
+def test_the_card_s_command_fits_any_number_of_ranks_at_the_same_lr(world: int) -> None:
+    from dsvid.recipe import split_overrides
+
+    recipe = load_recipe(train.DEFAULT_RECIPE, split_overrides(train.whole_batch(world))[0])
+    schedule = resolve_schedule(recipe, world=world, videos=1600)
+    assert schedule.lr == pytest.approx(6e-4)
+
+
+def test_the_launcher_s_local_rank_is_swallowed(capsys: pytest.CaptureFixture[str]) -> None:
+    from dsvid.cli import main
+
+    assert main(["--local_rank=1", "recipes", "demo_pretrain"]) == 0
+    assert "vit_micro" in capsys.readouterr().out
 
 
 def test_nothing_in_the_project_names_the_machine_it_was_made_on() -> None:

@@ -48,6 +48,17 @@ def test_a_training_line(tmp_path: Path) -> None:
     assert 0 <= float(str(row["data_s"])) <= float(str(row["step_s"]))
 
 
+def test_a_save_between_two_lines_is_not_counted_as_training_time(tmp_path: Path) -> None:
+    import time
+
+    watch = monitor(tmp_path)
+    time.sleep(0.3)
+    watch.restart_clock(5)  # five steps and a save are behind us; one step follows
+    watch.train(6, loss=1.0, lr=0.0, grad_norm=1.0, device=CPU)
+    watch.close()
+    assert float(str(rows(tmp_path)[0]["step_s"])) < 0.2
+
+
 def test_mfu_is_null_on_the_cpu(tmp_path: Path) -> None:
     watch = monitor(tmp_path)
     watch.train(1, loss=1.0, lr=0.0, grad_norm=1.0, device=CPU)

@@ -12,7 +12,15 @@ from dsvid.runtime import read_ranks
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_NTASKS"):
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "SLURM_PROCID",
+        "SLURM_STEP_NUM_TASKS",
+    ):
         monkeypatch.setenv(name, "")  # so that the values set by read_ranks are undone after the test
         monkeypatch.delenv(name)
 
@@ -29,7 +37,7 @@ def test_a_launcher_s_variables_win_over_slurm_s(monkeypatch: pytest.MonkeyPatch
         "WORLD_SIZE": "4",
         "LOCAL_RANK": "1",
         "SLURM_PROCID": "9",
-        "SLURM_NTASKS": "2",
+        "SLURM_STEP_NUM_TASKS": "2",
     }.items():
         monkeypatch.setenv(name, value)
     ranks = read_ranks()
@@ -37,7 +45,7 @@ def test_a_launcher_s_variables_win_over_slurm_s(monkeypatch: pytest.MonkeyPatch
 
 
 def test_srun_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}.items():
+    for name, value in {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RecipeError, match="MASTER_ADDR"):
         read_ranks()
@@ -54,3 +62,9 @@ def test_ranks_that_cannot_be(rank: str, world: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("WORLD_SIZE", world)
     with pytest.raises(RecipeError):
         read_ranks()
+
+
+def test_a_batch_script_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}.items():  # set by sbatch too, without a step
+        monkeypatch.setenv(name, value)
+    assert read_ranks().world == 1

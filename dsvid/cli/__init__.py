@@ -25,6 +25,8 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 2 the user's mistake."""
     words = sys.argv[1:] if argv is None else argv
+    # The deepspeed launcher puts this before the arguments; the rank is in the environment too.
+    words = [word for word in words if not word.startswith("--local_rank=")]
     parser = argparse.ArgumentParser(prog="dsvid", description="Large video transformers with DeepSpeed.")
     parser.add_argument("--version", action="version", version=f"dsvid {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -104,7 +104,7 @@ class _TrainClips(Dataset[Any]):
             f"{self.reader.manifest.source}: {ATTEMPTS} clips in a row cannot be read",
             found="".join(f"\n    {failure}" for failure in dict.fromkeys(failures)),
             expected="videos that can be decoded",
-            fix="`dsvid data check` lists every unreadable entry; data.root says where relative paths start",
+            fix="look at the first of them; data.root says where relative paths start",
         )
 
 

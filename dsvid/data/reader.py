@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsvid.data import augment, sampling
-from dsvid.data.decode import choose_decoder, open_clip_source
+from dsvid.data.decode import ClipSource, choose_decoder, open_clip_source
 from dsvid.data.manifest import Manifest, open_split
 from dsvid.errors import DataError
 
@@ -91,13 +91,20 @@ class ClipReader:
         ) as source:
             picked = self._pick(source.frames, source.fps, choose)
             try:
-                if self.cache.wants(source.frames):
-                    held = Held(source.read(np.arange(source.frames)), source.fps, source.note)
-                    self.cache.put(index, held)
+                held = self._hold(index, source) if self.cache.wants(source.frames) else None
+                if held is not None:
                     return torch.from_numpy(held.pictures[picked]), held.note
                 return torch.from_numpy(source.read(picked)), source.note
             except DataError as error:
                 raise UnreadableFrames(error, (int(picked.min()), int(picked.max()))) from error
+
+    def _hold(self, index: int, source: ClipSource) -> Held | None:
+        try:
+            held = Held(source.read(np.arange(source.frames)), source.fps, source.note)
+        except DataError:
+            return None  # a damaged frame that the clip may not need: the cache must not change what is readable
+        self.cache.put(index, held)
+        return held
 
     def _pick(self, frames: int, fps: float | None, choose: sampling.Draws | tuple[int, int]) -> NDArray[np.int64]:
         config = self.config

@@ -21,7 +21,7 @@ VERSION = 1
 
 
 def write_folder(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
-    """Write both files into a temporary neighbour, then swap it in; a crash leaves the old folder or the new one.
+    """Write both files into a temporary neighbour, then swap it in: never a half-written file under the final name.
 
     Raises CheckpointError where the folder holds something else than weights, or cannot be written.
     """

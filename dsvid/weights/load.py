@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsvid.errors import CheckpointError
 from dsvid.models.mae import MaskedAutoencoder
-from dsvid.models.sizes import ENCODERS
+from dsvid.models.sizes import ENCODERS, Flavour, decoder_size
 from dsvid.models.spec import ModelSpec, build_model
 from dsvid.models.vit import VisionTransformer
 from dsvid.weights.folder import check_finite, read_config, read_state
@@ -29,7 +29,23 @@ def initial_state(path: Path, spec: ModelSpec) -> tuple[dict[str, Tensor], LoadR
     """
     state = read_state(path) if path.is_dir() else read_file(path)
     check_finite(state, path)
-    return _fit(state, spec, str(path))
+    if path.is_dir():
+        theirs = ModelSpec.from_config(read_config(path)["model"], str(path))
+        if theirs.positions != spec.positions:  # the table has no parameters, so nothing else would notice
+            raise CheckpointError(
+                f"{path} was trained with other positions",
+                found=theirs.positions,
+                expected=spec.positions,
+                fix=f"model.positions={theirs.positions}",
+            )
+    tensors, report = _fit(state, spec, str(path))
+    if report.unexpected:
+        raise CheckpointError(
+            f"{path} holds tensors that the model has no place for",
+            found=", ".join(report.unexpected[:6]),
+            expected=f"weights of {spec.arch}",
+        )
+    return tensors, report
 
 
 def _fit(state: dict[str, Tensor], spec: ModelSpec, source: str) -> tuple[dict[str, Tensor], LoadReport]:
@@ -58,7 +74,7 @@ def load_model(
         state, spec = read_state(path), ModelSpec.from_config(read_config(path)["model"], str(path))
     else:
         state = read_file(path)
-        spec = _spec_of_file(state, path)
+        spec = _spec_of_file(state, path, named=num_classes is not None or "decoder_heads" in overrides)
     check_finite(state, path)
     if num_classes is not None:
         spec = replace(spec, task="classify", num_classes=num_classes)
@@ -72,8 +88,11 @@ def load_model(
     return model, report
 
 
-def _spec_of_file(state: dict[str, Tensor], path: Path) -> ModelSpec:
-    """What a VideoMAE pre-training file was trained as, read off its tensors; frames and size are the family's."""
+def _spec_of_file(state: dict[str, Tensor], path: Path, *, named: bool) -> ModelSpec:
+    """What a VideoMAE pre-training file was trained as, read off its tensors; frames and size are the family's.
+
+    `named`: the caller says what the decoder is, or wants none.
+    """
     patches = next((v for k, v in state.items() if k.endswith("patch_embed.proj.weight")), None)
     blocks = {int(m[1]) for k in state if (m := re.match(r"(?:encoder\.)?blocks\.(\d+)\.", k))}
     if patches is None or patches.ndim != 5 or not blocks:
@@ -92,7 +111,19 @@ def _spec_of_file(state: dict[str, Tensor], path: Path) -> ModelSpec:
     decoder = {int(m[1]) for k in state if (m := re.match(r"decoder\.blocks\.(\d+)\.", k))}
     token = state.get("mask_token")
     if decoder and token is not None:
-        return replace(
-            spec, decoder_dim=token.shape[-1], decoder_depth=max(decoder) + 1, decoder_heads=token.shape[-1] // 64
-        )
+        return spec if named else _with_decoder(spec, token.shape[-1], max(decoder) + 1, path)
     return replace(spec, task="classify", num_classes=state["head.weight"].shape[0] if "head.weight" in state else 0)
+
+
+def _with_decoder(spec: ModelSpec, dim: int, depth: int, path: Path) -> ModelSpec:
+    """The released decoder of this width and depth. No tensor shows its heads: wrong ones load and compute rubbish."""
+    flavours: tuple[Flavour, ...] = ("videomae", "videomaev2")
+    for flavour in flavours:
+        own = decoder_size(spec.arch, flavour)
+        if (own.dim, own.depth) == (dim, depth):
+            return replace(spec, decoder=flavour)
+    raise CheckpointError(
+        f"{path}: the decoder is not a released one of {spec.arch}, and a file does not say how many heads it has",
+        found=f"width {dim}, depth {depth}",
+        fix="give decoder_dim=, decoder_depth= and decoder_heads=, or num_classes=0 for the encoder alone",
+    )

@@ -143,7 +143,7 @@ def _take(
                 f"{source}: {theirs} has another shape than the model",
                 found=list(tensor.shape),
                 expected=list(shapes[ours]),
-                fix="set model.arch (and the tubelet and patch size) to what the file was trained with",
+                fix="set model.arch, model.tubelet and model.num_classes to what the file was trained with",
             )
         out[ours] = tensor.float()
         report.loaded.append(ours)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.conftest import FP32, losses, must_succeed, start_ranks, words
+from tests.distributed.conftest import (
+    FP32,
+    ROOT,
+    ZERO2,
+    free_port,
+    losses,
+    must_succeed,
+    rank_environment,
+    start_ranks,
+    words,
+)
 
 Ranks = Callable[..., list[tuple[int, str]]]
 
@@ -117,3 +129,43 @@ def test_a_killed_run_goes_on_with_the_same_losses(stage: int, stages: Path, run
     first = load_file(whole / "weights" / "model.safetensors")
     second = load_file(tmp_path / "killed" / "weights" / "model.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("config", ["zero2_offload", "zero3_offload"])
+def test_the_offload_configs_run(config: str, stages: Path, run_ranks: Ranks, tmp_path: Path) -> None:
+    job = words(tmp_path / "out", FP32, steps=4)
+    job[1] = str(ROOT / "ds_configs" / f"{config}.json")
+    must_succeed(run_ranks(2, [job]))
+    assert losses(tmp_path / "out") == pytest.approx(losses(stages / "fp32-z2")[:4], rel=1e-5)
+
+
+def test_a_compiled_model_has_the_same_losses(stages: Path, run_ranks: Ranks, tmp_path: Path) -> None:
+    must_succeed(run_ranks(1, [words(tmp_path / "out", FP32, "model.compile=true", steps=3)], timeout=500))
+    assert losses(tmp_path / "out") == pytest.approx(losses(stages / "fp32-z2")[:3], rel=1e-4)
+
+
+def test_fine_tuning_from_a_run_tests_itself_and_eval_agrees_on_one_and_two_ranks(
+    stages: Path, run_ranks: Ranks, tmp_path: Path
+) -> None:
+    settings = ["data.num_frames=8", "data.input_size=32", "data.num_workers=0", "run.max_steps=4", "eval.segments=1"]
+    out = tmp_path / "ft"
+    init = f"model.init={stages / 'fp32-z2' / 'weights'}"
+    job = ["--ds_config", ZERO2, "--recipe", "demo_finetune", "--out", str(out), FP32, init, *settings]
+    must_succeed(run_ranks(2, [job]))
+    tested = json.loads((out / "test" / "result.json").read_text())
+    assert tested["videos"] == 400 and tested["unreadable"] == 0
+    command = [sys.executable, "-m", "dsvid", "eval", "--weights", str(out / "weights"), "--recipe", "demo_finetune"]
+    port = free_port()
+    for world in (1, 2):
+        ranks = [
+            subprocess.Popen(
+                [*command, "--out", str(tmp_path / f"eval{world}"), *(w for w in settings if "max_steps" not in w)],
+                env=rank_environment(rank, world, port),
+                cwd=ROOT,
+            )
+            for rank in range(world)
+        ]
+        assert [process.wait(timeout=300) for process in ranks] == [0] * world
+    results = [json.loads((tmp_path / f"eval{world}" / "result.json").read_text()) for world in (1, 2)]
+    assert results[0] == results[1]
+    assert results[0]["top1"] == pytest.approx(tested["top1"], abs=0.5)
