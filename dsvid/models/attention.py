@@ -34,7 +34,7 @@ def flash_attention() -> tuple[Callable[..., Tensor] | None, str]:
     """flash-attn's function of q, k, v [B, N, h, d], or None, and why."""
     try:
         module = importlib.import_module("flash_attn")
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:  # a build for another torch raises the latter two
         return None, f"flash_attn cannot be imported ({error}); pip install flash-attn --no-build-isolation"
     return cast("Callable[..., Tensor]", module.flash_attn_func), "flash_attn"
 
