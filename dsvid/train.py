@@ -11,6 +11,7 @@ if not __package__:  # run as a script from a clone: the package is the folder a
 
 import argparse
 import math
+import platform
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +40,7 @@ DEFAULT_RECIPE = "demo_pretrain"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a training from command-line arguments; returns the exit code: 0 done, 2 the user's mistake."""
+    """Run a training; returns the exit code: 0 done, 2 the user's mistake, 1 anything else."""
     ranks = Ranks(0, 1, 0)
     try:
         args = parse_arguments(argv)
@@ -54,6 +55,12 @@ def main(argv: list[str] | None = None) -> int:
             prefix = f"[rank {ranks.rank}] " if ranks.rank else ""
             print(f"{prefix}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        # The last line names the rank: a launcher mixes the tracebacks of all ranks.
+        first_line = str(error).partition("\n")[0]
+        print(f"rank {ranks.rank} on {platform.node()} failed: {type(error).__name__}: {first_line}", file=sys.stderr)
+        return 1
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -127,3 +127,15 @@ def test_the_command_line_itself() -> None:
     with pytest.raises(SystemExit) as caught:
         train.main(["--recipe", "demo_pretrain"])
     assert caught.value.code == 2
+
+
+def test_what_is_nobody_s_mistake_names_its_rank(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> int:
+        raise RuntimeError("loader worker 0 (pid 7) died\nand more")
+
+    monkeypatch.setattr(train, "run", die)
+    assert train.main(["--ds_config", ZERO2, "--out", str(tmp_path / "out")]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("rank 0 on ") and last.endswith("failed: RuntimeError: loader worker 0 (pid 7) died")
