@@ -7,6 +7,8 @@ import importlib
 import importlib.metadata
 import platform
 import shutil
+import sys
+from pathlib import Path
 
 PACKAGES = {
     "torch": "torch", "deepspeed": "deepspeed", "decord": "decord", "av": "av", "timm": "timm",
@@ -42,12 +44,17 @@ def run(args: argparse.Namespace) -> int:
         print("training cannot start: torch is missing")
         return 1
     _devices()
-    print(f"launcher     {shutil.which('deepspeed') or 'not on PATH: python -m deepspeed.launcher.runner is the same'}")
+    print(f"launcher     {_launcher() or 'not on PATH: python -m deepspeed.launcher.runner is the same'}")
     for tool, use in (("pdsh", "several nodes over ssh"), ("srun", "Slurm"), ("nvcc", "building the CUDA op")):
         print(f"{tool:12} {shutil.which(tool) or f'not found (only for {use})'}")
     if broken:
         print(f"training cannot start: {', '.join(broken)}")
     return 1 if broken else 0
+
+
+def _launcher() -> str | None:
+    """The `deepspeed` command: on PATH, or beside this Python, where an environment that is not activated has it."""
+    return shutil.which("deepspeed") or shutil.which("deepspeed", path=str(Path(sys.executable).parent))
 
 
 def _package(name: str, module: str) -> tuple[str, bool]:
