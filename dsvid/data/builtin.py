@@ -2,7 +2,7 @@
 
 Every state of the camera lives on a circle or a torus and starts uniform, so a single frame has the same distribution
 in every class; opposite classes are time reversals of each other. Random numbers of a clip depend on its number alone:
-train clip i has number i, test clip i 10^6 + i, val clip i 2*10^6 + i. Labels cycle: clip number modulo 8.
+train clip i has number i, val clip i 2*10^6 + i, test clip i 3*10^6 + i. Labels cycle: clip number modulo 8.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ except ImportError:  # not a POSIX system: the rename alone keeps the folder who
 CLASSES = ("left", "right", "up", "down", "cw", "ccw", "zoomin", "zoomout")
 REVERSED = (1, 0, 3, 2, 5, 4, 7, 6)  # class of the same clip played backwards
 COUNTS = {"train": 1600, "val": 200, "test": 400}
-FIRST_NUMBER = {"train": 0, "test": 1_000_000, "val": 2_000_000}
+FIRST_NUMBER = {"train": 0, "val": 2_000_000, "test": 3_000_000}
 LABELLED = 160  # the first 160 training clips hold 20 of each class
-VERSION = "1"  # raise it with every change that alters a pixel: old caches are then left alone
+VERSION = "2"  # raise it with every change that alters a pixel: old caches are then left alone
 
 SIZE = 80  # decord 0.6.0 cannot read widths 48 and 72
 FRAMES = 20

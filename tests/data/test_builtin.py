@@ -205,7 +205,7 @@ def test_files_and_lists(small_root):
         manifest = read_list(small_root / f"{split}.csv")
         assert list(manifest.labels) == [i % 8 for i in range(count)]
     numbers = {split: builtin.FIRST_NUMBER[split] for split in SMALL}
-    assert numbers == {"train": 0, "test": 10**6, "val": 2 * 10**6}
+    assert numbers == {"train": 0, "test": 3 * 10**6, "val": 2 * 10**6}
     assert (small_root / "classes.txt").read_text().split() == list(CLASSES)
     assert builtin.LABELLED % len(CLASSES) == 0
     assert sorted(small_root.parent.iterdir()) == [small_root, small_root.parent / f"{small_root.name}.lock"]
