@@ -123,7 +123,9 @@ def settings(run: ck.RunFolder, recipe: Recipe) -> None:
 def test_a_run_s_own_folder_may_change_what_changes_no_number(tmp_path: Path) -> None:
     run = saved(tmp_path, [4])
     settings(run, recipe(max_steps=20))
+    before = (run.out / "recipe.yaml").read_bytes()
     run.prepare(recipe(max_steps=40, log_every=1, keep=9), CONFIG, "auto")
+    assert (run.out / "recipe.yaml").read_bytes() == before, "checking a folder writes nothing"
 
 
 @pytest.mark.parametrize(
