@@ -121,8 +121,8 @@ class RunFolder:
     def write_settings(self, recipe: Recipe, config: dict[str, Any], ranks: Ranks, extra: dict[str, Any]) -> None:
         """Write recipe.yaml, ds_config.json and run.json (which keeps a line for every start). Rank 0 only."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        replace_text(self.out / "recipe.yaml", dump_yaml(recipe))
         replace_text(self.out / "ds_config.json", json.dumps(config, indent=2) + "\n")
+        replace_text(self.out / "recipe.yaml", dump_yaml(recipe))  # last: the next start compares both where it stands
         path = self.out / "run.json"
         starts = []
         if path.is_file():

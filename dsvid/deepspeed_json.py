@@ -302,6 +302,12 @@ def _check_combinations(config: dict[str, Any], recipe: Recipe) -> None:
             found="true, with which DeepSpeed 0.19 maps optimizer state to the wrong parameters when a run resumes",
             fix="ds.zero_optimization.round_robin_gradients=false",
         )
+    if get_dotted(config, "activation_checkpointing.partition_activations"):
+        raise RecipeError(
+            "DeepSpeed JSON: activation_checkpointing.partition_activations needs model parallelism",
+            found="true, where dsvid has data parallelism only",
+            fix="ds.activation_checkpointing.partition_activations=false",
+        )
     kind = config["scheduler"]["type"]
     if recipe.optim.layer_decay < 1 and kind in ERASING_SCHEDULERS:
         raise RecipeError(

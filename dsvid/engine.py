@@ -211,12 +211,6 @@ def checkpointing_function(config: dict[str, Any]) -> Callable[..., Any] | None:
         return None
     from torch.utils.checkpoint import checkpoint
 
-    if section.get("partition_activations"):
-        raise RecipeError(
-            "DeepSpeed JSON: activation_checkpointing.partition_activations needs model parallelism",
-            found="true, where dsvid has data parallelism only",
-            fix="ds.activation_checkpointing.partition_activations=false",
-        )
     offload = bool(section.get("cpu_checkpointing"))
 
     def run(block: Callable[..., Tensor], *inputs: Any) -> Any:

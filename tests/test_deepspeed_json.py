@@ -121,6 +121,7 @@ def test_a_scheduler_that_would_erase_layer_decay_is_refused(kind: str) -> None:
         ({"fp16": {"enabled": True}}, "stage 1, 2 or 3"),
         ({"zero_optimization": {"stage": 2, "round_robin_gradients": True}}, "round_robin_gradients"),
         ({"zero_optimization": {"stage": 4}}, "0, 1, 2 or 3"),
+        ({"activation_checkpointing": {"partition_activations": True}}, "needs model parallelism"),
         ({"zero_optimization": {"stage": "3"}}, "0, 1, 2 or 3"),
         ({"bf16": {"enabled": 1}}, "true or false"),
     ],
