@@ -1,0 +1,305 @@
+"""Traffic anomaly data sets (DoTA, DADA-2000): their lists, labels and zipped frames, and the windows cut from them.
+
+Each window is judged at its last frame. The layouts and rules are simple-tad's (arXiv 2504.12822).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, UnidentifiedImageError
+
+from dsvid.errors import DataError
+
+OUTSIDE_S = -100.0  # time to the anomaly of a frame that is near none
+BEFORE_S, AFTER_S = 2.0, 1.0  # how long before and after an anomaly a frame counts as near it
+DOTA_FPS, DADA_FPS = 10, 30
+DOTA_CATEGORIES = {
+    "start_stop_or_stationary": "ST",
+    "moving_ahead_or_waiting": "AH",
+    "lateral": "LA",
+    "oncoming": "OC",
+    "turning": "TC",
+    "pedestrian": "VP",
+    "obstacle": "VO",
+    "leave_to_left": "OO",
+    "leave_to_right": "OO",
+    "unknown": "UK",
+}
+DOTA_METADATA = {"train_split.txt": "metadata_train.json", "val_split.txt": "metadata_val.json"}
+DADA_EGO_TYPES = frozenset([*range(1, 19), 61, 62])
+DADA_COLUMNS = {
+    "video": "video",
+    "type": "type",
+    "start": "abnormal start frame",
+    "end": "abnormal end frame",
+    "light": "light(day,night)1-2",
+}
+
+
+@dataclass(frozen=True)
+class TrafficClip:
+    """One video: the names of its frames in the zip, their labels (1 = anomaly), and what is known of the whole.
+
+    `category` is empty and `ego` the annotation's where the list has no metadata.
+    """
+
+    name: str
+    archive: Path
+    frames: tuple[str, ...]
+    labels: NDArray[np.int64]
+    fps: int
+    ego: bool
+    night: bool
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class TrafficWindows:
+    """Windows of many clips: which clip [n], positions in its frame list [n, T], and the targets at the last frame [n].
+
+    `label` is 0 or 1, `ttc_s` the signed time to the anomaly, `risk` the smoothed label.
+    """
+
+    clip: NDArray[np.int64]
+    frames: NDArray[np.int64]
+    label: NDArray[np.int64]
+    ttc_s: NDArray[np.float64]
+    risk: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.clip)
+
+
+# ---- windows and targets -------------------------------------------------------------------------------------------
+
+
+def windows(
+    frames: int, *, length: int, source_fps: int, view_fps: int, step: int, with_start: bool = False
+) -> NDArray[np.int64]:
+    """Positions int64 [n, length] of all windows of a clip, the last of which ends on the last frame; [0, length] if
+    the clip is too short.
+
+    `step` counts frames of the source. `with_start` appends a window at frame 0 where the first one starts late (the
+    rule of simple-tad's pre-training sets). Raises DataError where view_fps does not divide source_fps.
+    """
+    if view_fps < 1 or source_fps % view_fps:
+        raise DataError(
+            "data.view_fps does not divide the frame rate",
+            found=f"view_fps={view_fps}, frames at {source_fps} fps",
+            expected=f"one of {[fps for fps in range(1, source_fps + 1) if source_fps % fps == 0]}",
+        )
+    stride = source_fps // view_fps
+    free = frames - (stride * (length - 1) + 1)
+    if free < 0:
+        return np.empty((0, length), dtype=np.int64)
+    starts = np.arange(free % step, free + 1, step, dtype=np.int64)
+    if with_start and starts[0] > min(0.3 * source_fps, 5):
+        starts = np.append(starts, 0)
+    return starts[:, None] + stride * np.arange(length, dtype=np.int64)
+
+
+def time_to_anomaly(
+    labels: ArrayLike, fps: float, before_s: float = BEFORE_S, after_s: float = AFTER_S
+) -> NDArray[np.float64]:
+    """Seconds [n]: negative before the next anomaly, positive after the last, 0 inside; OUTSIDE_S where none is near.
+
+    A clip without an anomaly is 0 throughout, as in the original, though nothing in it is an anomaly.
+    """
+    anomalous = np.asarray(labels) == 1
+    times = np.zeros(len(anomalous))
+    inside = np.flatnonzero(anomalous)
+    if not len(inside):
+        return times
+    outside = np.flatnonzero(~anomalous)
+    place = np.searchsorted(inside, outside)
+    until = np.append(inside, np.iinfo(np.int64).max)[place] - outside
+    since = outside - np.append(inside, 0)[place - 1]
+    near_next, near_last = until <= int(before_s * fps), (place > 0) & (since <= int(after_s * fps))
+    times[outside] = np.select([near_next, near_last], [-until / fps, since / fps], OUTSIDE_S)
+    return times
+
+
+def smooth_risk(
+    labels: ArrayLike, times_s: NDArray[np.float64], before_s: float = BEFORE_S, after_s: float = AFTER_S
+) -> NDArray[np.float32]:
+    """Smoothed label [n] of the anomaly class: 1 inside, rising before and falling after on logistic curves."""
+    risk = (np.asarray(labels) == 1).astype(np.float64)
+    before = (times_s >= -before_s) & (times_s < 0)
+    after = (times_s > 0) & (times_s <= after_s)
+    risk[before] = _logistic(12 / before_s * (times_s[before] + before_s / 2))
+    risk[after] = _logistic(12 / after_s * (after_s / 2 - times_s[after]))
+    smoothed: NDArray[np.float32] = risk.astype(np.float32)
+    return smoothed
+
+
+def _logistic(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 1.0 / (1.0 + np.exp(-values))
+
+
+def cut_windows(
+    clips: Sequence[TrafficClip], *, length: int, view_fps: int, step: int, with_start: bool = False
+) -> TrafficWindows:
+    """The windows of all clips, in their order, with the targets at the last frame of each."""
+    parts: list[tuple[NDArray[Any], ...]] = []
+    for number, clip in enumerate(clips):
+        cut = windows(
+            len(clip.frames), length=length, source_fps=clip.fps, view_fps=view_fps, step=step, with_start=with_start
+        )
+        times = time_to_anomaly(clip.labels, clip.fps)
+        risk = smooth_risk(clip.labels, times)
+        last = cut[:, -1]
+        parts.append((np.full(len(cut), number), cut, clip.labels[last], times[last], risk[last]))
+    if not parts:
+        raise DataError("traffic data", found="an empty list", expected="at least one clip")
+    return TrafficWindows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_dota(root: Path, split: str) -> list[TrafficClip]:
+    """The clips of `dataset/<split>` below a DoTA folder. Raises DataError."""
+    folder = root / "dataset"
+    names = _names(folder / split)
+    metadata = _json(folder / DOTA_METADATA[split]) if split in DOTA_METADATA else {}
+    return [_dota_clip(root, name, metadata) for name in names]
+
+
+def _dota_clip(root: Path, name: str, metadata: dict[str, Any]) -> TrafficClip:
+    path = root / "dataset" / "annotations" / f"{name}.json"
+    annotation = _json(path)
+    try:
+        numbered = sorted(
+            (int(Path(entry["image_path"]).stem), int(entry["accident_id"])) for entry in annotation["labels"]
+        )
+        ego, night, category = bool(annotation["ego_involve"]), bool(annotation["night"]), ""
+        if metadata:
+            group, _, kind = metadata[name]["anomaly_class"].partition(": ")
+            ego, category = group == "ego", DOTA_CATEGORIES[kind]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: annotation of {name}",
+            found=f"{type(error).__name__}: {error}",
+            expected="labels with image_path and accident_id, ego_involve, night; in the metadata anomaly_class",
+        ) from error
+    return TrafficClip(
+        name=name,
+        archive=root / "frames" / name / "images.zip",
+        frames=tuple(f"{number:06}.jpg" for number, _ in numbered),
+        labels=np.array([int(kind > 0) for _, kind in numbered], dtype=np.int64),
+        fps=DOTA_FPS,
+        ego=ego,
+        night=night,
+        category=category,
+    )
+
+
+def read_dada(root: Path, split: str) -> list[TrafficClip]:
+    """The clips of `DADA2K_my_split/<split>` (lines `type/video`) below a DADA-2000 folder. Raises DataError."""
+    table = root / "annotation" / "full_anno.csv"
+    rows: dict[tuple[int, int], list[dict[str, int]]] = {}
+    for row in _dada_rows(table):
+        rows.setdefault((row["type"], row["video"]), []).append(row)
+    clips = []
+    for name in _names(root / "DADA2K_my_split" / split):
+        kind, _, video = name.partition("/")
+        found = rows.get((int(kind), int(video)), []) if kind.isdigit() and video.isdigit() else []
+        if len(found) != 1:
+            raise DataError(
+                f"{table}: rows of clip {name!r} of {split}", found=len(found), expected="one, as type/video"
+            )
+        clips.append(_dada_clip(root, name, found[0]))
+    return clips
+
+
+def _dada_clip(root: Path, name: str, row: dict[str, int]) -> TrafficClip:
+    archive = root / "frames" / name / "images.zip"
+    with _open_zip(archive) as content:
+        members = [member for member in content.namelist() if member.endswith(".png")]
+    try:
+        numbered = sorted((int(Path(member).stem.split("_")[-1]), member) for member in members)
+    except ValueError as error:
+        raise DataError(f"{archive}: name of a frame", found=error, expected="NNNN.png") from error
+    numbers = np.array([number for number, _ in numbered], dtype=np.int64)
+    labels = np.zeros(len(numbers), dtype=np.int64)
+    if row["start"] > -1 and row["end"] > -1:
+        labels[(numbers >= row["start"]) & (numbers <= row["end"])] = 1
+    return TrafficClip(
+        name=name,
+        archive=archive,
+        frames=tuple(member for _, member in numbered),
+        labels=labels,
+        fps=DADA_FPS,
+        ego=row["type"] in DADA_EGO_TYPES,
+        night=row["light"] == 2,
+    )
+
+
+def _dada_rows(path: Path) -> list[dict[str, int]]:
+    rows = []
+    with io.StringIO(_text(path), newline="") as handle:
+        for row in csv.DictReader(handle):
+            try:
+                rows.append({key: int(float(row[column])) for key, column in DADA_COLUMNS.items()})
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(
+                    f"{path}: row {len(rows) + 2}",
+                    found=f"{type(error).__name__}: {error}",
+                    expected=f"whole numbers in the columns {', '.join(map(repr, DADA_COLUMNS.values()))}",
+                ) from error
+    return rows
+
+
+def read_frames(clip: TrafficClip, positions: ArrayLike) -> NDArray[np.uint8]:
+    """The frames at these positions of the clip's list, uint8 RGB [T, H, W, 3]. Raises DataError with file and name."""
+    pictures = []
+    with _open_zip(clip.archive) as content:
+        for position in np.asarray(positions).tolist():
+            name = clip.frames[position]
+            try:
+                with Image.open(io.BytesIO(content.read(name))) as picture:
+                    pictures.append(np.asarray(picture.convert("RGB")))
+            except (KeyError, OSError, zipfile.BadZipFile, UnidentifiedImageError) as error:
+                raise DataError(f"{clip.archive}: frame {name}", found=error, expected="a picture") from error
+    if len({picture.shape for picture in pictures}) != 1:
+        raise DataError(f"{clip.archive}: frames of one clip", found="several sizes", expected="one size")
+    return np.stack(pictures)
+
+
+def _names(path: Path) -> list[str]:
+    names = [line.strip() for line in _text(path).splitlines()]
+    return [name for name in names if name]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not JSON", found=error, expected="an object") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: not an object", found=type(content).__name__, expected="a JSON object")
+    return content
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read", found=error, expected="a text file of the data set") from error
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: cannot be read", found=error, expected="a zip file of frames") from error
