@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import yaml
 from dsvid import __version__
 from dsvid.errors import CheckpointError, DsvidError
 from dsvid.recipe import Recipe, build_recipe, dump_yaml
-from dsvid.runtime import Ranks, agree_error, barrier, log
+from dsvid.runtime import Ranks, agree_error, barrier, log, share
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
@@ -32,7 +33,7 @@ MANIFEST_VERSION = 1
 FREE_ON_RESUME = (
     "about.", "eval.", "run.stop_epoch", "run.max_steps", "run.log_every", "run.save_every", "run.keep",
     "run.images_every", "data.num_workers", "data.prefetch", "data.cache_mb", "data.decoder", "data.val", "data.test",
-    "data.max_bad_fraction", "data.bad_grace", "model.attention", "model.compile", "batch.micro",
+    "data.max_bad_fraction", "data.bad_grace", "data.labels", "model.attention", "model.compile", "batch.micro",
 )  # fmt: skip
 
 
@@ -62,6 +63,8 @@ class RunFolder:
         self.bad_clips = out / "bad_clips.jsonl"
         self.tensorboard = out / "tensorboard"
         self.weights = out / "weights"
+        self.weights_average = out / "weights_ema"
+        self.weights_best = out / "weights_best"
 
     def prepare(self, recipe: Recipe, config: dict[str, Any], resume: str) -> None:
         """Check that the folder is writable and this run's own. Raises CheckpointError; writes nothing."""
@@ -185,10 +188,20 @@ def replace_text(path: Path, text: str) -> None:
 # ---- save ----------------------------------------------------------------------------------------------------------
 
 
-def save(engine: Any, run: RunFolder, *, step: int, facts: dict[str, Any], ranks: Ranks, keep: int) -> Path:
+def save(
+    engine: Any,
+    run: RunFolder,
+    *,
+    step: int,
+    facts: dict[str, Any],
+    ranks: Ranks,
+    keep: int,
+    beside: Callable[[Path, Ranks], None] | None = None,
+) -> Path:
     """Publish `checkpoints/step-XXXXXXXX`. A collective. `facts` go into the manifest (samples, stage, groups, …).
 
     Order: shards into a temporary folder, barrier, fsync and hashes, manifest, rename, pointer, old ones removed.
+    `beside` writes more files of this rank into the folder.
     """
     name = f"step-{step:08d}"
     scratch = f".tmp-{name}"
@@ -196,9 +209,15 @@ def save(engine: Any, run: RunFolder, *, step: int, facts: dict[str, Any], ranks
         shutil.rmtree(run.checkpoints / scratch, ignore_errors=True)
     barrier()
     engine.save_checkpoint(str(run.checkpoints), tag=scratch, client_state={"dsvid": facts}, save_latest=False)
+    error: BaseException | None = None
+    try:
+        if beside is not None:
+            beside(run.checkpoints / scratch, ranks)
+    except Exception as failure:
+        error = failure
+    agree_error(error, engine.device, f"saving {name}")
     barrier()
     groups = engine.group_names
-    error: BaseException | None = None
     if ranks.first:
         try:
             _publish(
@@ -338,11 +357,7 @@ def find(run: RunFolder, resume: str, ranks: Ranks, device: torch.device) -> Fou
         except DsvidError as failure:
             error = failure
     agree_error(error, device, "looking for a checkpoint")
-    if ranks.world == 1:
-        return found
-    box: list[Any] = [found]
-    torch.distributed.broadcast_object_list(box, src=0, device=device if device.type == "cuda" else None)
-    return box[0]  # type: ignore[no-any-return]
+    return share(found, device)
 
 
 def load(engine: Any, found: Found, *, facts: dict[str, Any], ranks: Ranks) -> None:

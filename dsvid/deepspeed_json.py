@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dsvid.errors import RecipeError
-from dsvid.recipe import Recipe, Schedule, nearest, set_dotted
+from dsvid.recipe import Recipe, nearest, set_dotted
+from dsvid.schedule import Schedule
 
 MAX_JSON_BYTES = 1 << 20
 OURS_COSINE = "VideoMAECosine"
@@ -309,6 +310,12 @@ def _check_combinations(config: dict[str, Any], recipe: Recipe) -> None:
             fix="ds.activation_checkpointing.partition_activations=false",
         )
     kind = config["scheduler"]["type"]
+    if recipe.optim.weight_decay_end is not None and kind != OURS_COSINE:
+        raise RecipeError(
+            f"optim.weight_decay_end has no effect with scheduler {kind}",
+            expected=f"{OURS_COSINE}, which also moves the weight decay",
+            fix=f"ds.scheduler.type={OURS_COSINE}",
+        )
     if recipe.optim.layer_decay < 1 and kind in ERASING_SCHEDULERS:
         raise RecipeError(
             f"DeepSpeed JSON: scheduler {kind} would erase the layer-wise lr decay",

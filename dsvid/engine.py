@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dsvid.deepspeed_json import OURS_COSINE, get_dotted, precision
 from dsvid.errors import RecipeError
-from dsvid.optim import cosine_factor, parameter_groups
+from dsvid.optim import CosineSchedule, parameter_groups
 from dsvid.runtime import Ranks, log
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,19 +83,33 @@ def build_module(factory: Callable[[], nn.Module], config: dict[str, Any]) -> nn
         return factory()
 
 
-def fill_parameters(module: nn.Module, value: Callable[[str, torch.Size], Tensor]) -> None:
-    """Set every parameter to `value(name, shape)`, also where ZeRO-3 has partitioned it.
+def fill_parameters(
+    module: nn.Module,
+    value: Callable[[str, torch.Size], Tensor],
+    *,
+    from_first: Collection[str] = (),
+    device: torch.device | None = None,
+) -> None:
+    """Set every parameter to `value(name, shape)`, also where ZeRO-3 has partitioned it. A collective.
 
     zero.Init makes a model's own initialisation act on empty tensors, silently; this sets the real ones. At ZeRO-3 one
-    parameter at a time is whole, and only rank 0 computes values.
+    parameter at a time is whole, and only rank 0 computes values. The parameters of `from_first` come from rank 0 at
+    every stage: it alone reads the file they are in, and `device` is where they are sent.
     """
+    alone = not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
+    first = alone or torch.distributed.get_rank() == 0
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             partitioned = hasattr(parameter, "ds_id")
             shape = getattr(parameter, "ds_shape", parameter.shape)
+            sent = name in from_first
             with _gathered(parameter) if partitioned else nullcontext():
-                if not partitioned or torch.distributed.get_rank() == 0:
+                if first or not (partitioned or sent):
                     parameter.data.copy_(value(name, shape))
+            if sent and not partitioned and not alone:
+                whole = parameter.data.to(device)
+                torch.distributed.broadcast(whole, src=0)
+                parameter.data.copy_(whole)
 
 
 def _gathered(parameter: nn.Parameter) -> Any:
@@ -130,7 +144,13 @@ def uses_ds_optimizer(config: dict[str, Any]) -> bool:
 
 
 def build_engine(
-    objective: nn.Module, config: dict[str, Any], *, layer_decay: float, depth: int, compiled: bool = False
+    objective: nn.Module,
+    config: dict[str, Any],
+    *,
+    layer_decay: float,
+    depth: int,
+    weight_decay_end: float | None = None,
+    compiled: bool = False,
 ) -> Any:
     """Wrap `objective` in a DeepSpeed engine as the resolved JSON says; returns the engine.
 
@@ -154,7 +174,7 @@ def build_engine(
     else:
         arguments["optimizer"] = _torch_adam(groups, config["optimizer"])
     if config["scheduler"]["type"] == OURS_COSINE:
-        arguments["lr_scheduler"] = _cosine(config["scheduler"]["params"])
+        arguments["lr_scheduler"] = _cosine(config["scheduler"]["params"], weight_decay_end)
     engine, *_ = deepspeed.initialize(**arguments)
     engine.group_names = group_names
     if get_dotted(config, "zero_optimization.stage") in (None, 0):
@@ -191,13 +211,14 @@ def _torch_adam(groups: list[dict[str, Any]], section: dict[str, Any]) -> torch.
     )
 
 
-def _cosine(params: dict[str, Any]) -> Callable[[torch.optim.Optimizer], Any]:
-    total, warmup, ratio = params["total_num_steps"], params["warmup_num_steps"], params["cos_min_ratio"]
-
-    def factor(step: int) -> float:
-        return cosine_factor(step, total=total, warmup=warmup, min_ratio=ratio)
-
-    return lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+def _cosine(params: dict[str, Any], weight_decay_end: float | None) -> Callable[[torch.optim.Optimizer], Any]:
+    return lambda optimizer: CosineSchedule(
+        optimizer,
+        total=params["total_num_steps"],
+        warmup=params["warmup_num_steps"],
+        min_ratio=params["cos_min_ratio"],
+        weight_decay_end=weight_decay_end,
+    )
 
 
 def checkpointing_function(config: dict[str, Any]) -> Callable[..., Any] | None:
@@ -238,3 +259,39 @@ def gradient_norm(engine: Any, before: Tensor | None) -> float:
     if norm is None:
         norm = before
     return math.nan if norm is None else float(norm)
+
+
+# ---- the master weights --------------------------------------------------------------------------------------------
+
+
+def masters(engine: Any) -> list[list[Tensor]]:
+    """This rank's fp32 master weights, by optimizer group: whole tensors at stage 0, flat parts of the group above.
+
+    Changing them in place changes what the optimizer steps from; `refresh_weights` then brings the model after them.
+    """
+    optimizer = engine.optimizer
+    for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):  # stages 1 and 2; stage 3
+        if hasattr(optimizer, name):
+            return [[part] for part in getattr(optimizer, name)]
+    if hasattr(optimizer, "fp32_groups"):  # stage 0 in half precision
+        return [list(group) for group in optimizer.fp32_groups]
+    return [list(group["params"]) for group in optimizer.param_groups]
+
+
+@torch.no_grad()
+def refresh_weights(engine: Any) -> None:
+    """Bring the weights that the model computes with after the masters, as an optimizer step does. A collective."""
+    optimizer = engine.optimizer
+    if hasattr(optimizer, "fp32_partitioned_groups_flat"):
+        for index in range(len(optimizer.fp32_partitioned_groups_flat)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(index)
+        if optimizer.persistent_parameters:
+            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+    elif hasattr(optimizer, "update_lp_params"):
+        optimizer.update_lp_params()
+    else:
+        for masters_, copies in zip(
+            getattr(optimizer, "fp32_groups", []), getattr(optimizer, "fp16_groups", []), strict=True
+        ):
+            for master, copy in zip(masters_, copies, strict=True):
+                copy.data.copy_(master.data)

@@ -1,61 +1,105 @@
-"""Multi-view evaluation over ranks: every (video, view) once, probabilities averaged per video. Knows no engine."""
+"""Multi-view evaluation over ranks: every (video, view) once, the views of a video averaged. Knows no engine."""
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from dsvid.metrics.classification import topk_accuracy
+from dsvid.metrics.classification import class_accuracy, confusion_matrix, topk_accuracy
 from dsvid.objectives import ClassifyObjective
+from dsvid.pictures import confusion_picture, save_png
+
+Merge = Literal["prob", "score"]
+SHOWN_CLASSES = 60  # a confusion picture of more classes is shrunk, and unlabelled
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Averaged probabilities [videos, classes] (zero rows where no view could be read), labels, and views per video."""
+    """Averaged scores [videos, classes] (zero rows where no view could be read), labels, and views per video.
 
-    probabilities: NDArray[np.float64]
+    `merge` says what was averaged: "prob", softmax probabilities, or "score", logits.
+    """
+
+    scores: NDArray[np.float64]
     labels: NDArray[np.int64]
     views: NDArray[np.int64]
     unreadable: list[dict[str, Any]]
+    merge: Merge = "prob"
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """[videos, classes]; of averaged logits, their softmax."""
+        if self.merge == "prob":
+            return self.scores
+        powers = np.exp(self.scores - self.scores.max(axis=1, keepdims=True))
+        shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+        return shares
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """Counts [label, predicted] over the videos that could be read."""
+        read = self.views > 0
+        return confusion_matrix(self.scores[read].argmax(axis=1), self.labels[read], self.scores.shape[1])
 
     def numbers(self) -> dict[str, Any]:
-        """top1 and top5 in percent over the videos that could be read, and how many could not."""
+        """top1, top5 and the mean over classes in percent, over the videos that could be read, and how many could not.
+
+        `views_missing` counts views of readable videos that could not be read.
+        """
         read = self.views > 0
-        top1, top5 = topk_accuracy(self.probabilities[read], self.labels[read], ks=(1, 5))
-        return {"top1": top1, "top5": top5, "videos": int(read.sum()), "unreadable": int((~read).sum())}
+        top1, top5 = topk_accuracy(self.scores[read], self.labels[read], ks=(1, 5))
+        by_class = class_accuracy(self.confusion)
+        known = by_class[~np.isnan(by_class)]
+        return {
+            "top1": top1,
+            "top5": top5,
+            "mean_class": float(known.mean()) if len(known) else float("nan"),
+            "videos": int(read.sum()),
+            "unreadable": int((~read).sum()),
+            "views_missing": int((self.views.max(initial=0) - self.views[read]).sum()),
+        }
 
 
 @torch.no_grad()
 def evaluate(
-    objective: ClassifyObjective, batches: Iterable[Mapping[str, Any]], *, videos: int, device: torch.device
+    objective: ClassifyObjective,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    videos: int,
+    device: torch.device,
+    merge: Merge = "prob",
 ) -> Evaluation:
     """Run `objective` over this rank's `batches` and merge the views of all ranks. A collective.
 
     Every rank must have the same number of batches (padding has weight 0): at ZeRO-3 each forward is a collective.
     """
     classes = objective.model.num_classes
-    table = torch.zeros(videos, classes + 2, dtype=torch.float64, device=device)  # probabilities, label, views
+    table = torch.zeros(videos, classes + 2, dtype=torch.float64, device=device)  # scores, label, views
     unreadable: list[dict[str, Any]] = []
     training = objective.training
     objective.eval()
-    for batch in batches:
-        on_device = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, torch.Tensor)}
-        weight, index = on_device["weight"].double(), on_device["index"].long()
-        probabilities = objective.logits(on_device).double().softmax(dim=-1)
-        label = on_device["label"].double()[:, None]
-        rows = torch.cat([probabilities, label, torch.ones_like(label)], dim=1) * weight[:, None]
-        table.index_add_(0, index, rows)
-        unreadable += batch.get("bad", [])
-    objective.train(training)
+    try:
+        for batch in batches:
+            on_device = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, torch.Tensor)}
+            weight, index = on_device["weight"].double(), on_device["index"].long()
+            logits = objective.logits(on_device).double()
+            scores = logits.softmax(dim=-1) if merge == "prob" else logits
+            label = on_device["label"].double()[:, None]
+            rows = torch.cat([scores, label, torch.ones_like(label)], dim=1) * weight[:, None]
+            table.index_add_(0, index, rows)
+            unreadable += batch.get("bad", [])
+    finally:
+        objective.train(training)
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(table)
         boxes: list[Any] = [None] * dist.get_world_size()
@@ -64,26 +108,51 @@ def evaluate(
     counts = table[:, -1].clamp(min=1.0)
     merged = table[:, :-2] / counts[:, None]
     labels = (table[:, -2] / counts).round().long()
-    return Evaluation(merged.cpu().numpy(), labels.cpu().numpy(), table[:, -1].long().cpu().numpy(), unreadable)
+    return Evaluation(merged.cpu().numpy(), labels.cpu().numpy(), table[:, -1].long().cpu().numpy(), unreadable, merge)
 
 
-def write_result(folder: Path, result: Evaluation, names: list[str], *, extra: dict[str, Any]) -> dict[str, Any]:
-    """Write `result.json` and `predictions.csv` (index, label, predicted, probability, views); returns the numbers."""
+def write_result(
+    folder: Path, result: Evaluation, names: list[str], paths: list[str], *, extra: dict[str, Any]
+) -> dict[str, Any]:
+    """Write result.json, predictions.csv and confusion.png; returns what result.json holds.
+
+    predictions.csv: path, label, predicted, probability, views, then the five best classes with their probabilities.
+    result.json: the numbers, `extra`, and `classes`: name, videos and top-1 of each.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = {**result.numbers(), **extra}
-    best = result.probabilities.argmax(axis=1)
-    with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as handle:
-        rows = csv.writer(handle)
-        rows.writerow(["index", "label", "predicted", "probability", "views"])
-        for i, (label, guess, views) in enumerate(zip(result.labels, best, result.views, strict=True)):
-            if views:
-                rows.writerow(
-                    [i, _name(names, label), _name(names, guess), f"{result.probabilities[i, guess]:.6f}", views]
-                )
-            else:
-                rows.writerow([i, "", "", "", 0])
-    (folder / "result.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    confusion = result.confusion
+    classes = [
+        {"class": _name(names, i), "videos": int(confusion[i].sum()), "top1": None if np.isnan(top1) else float(top1)}
+        for i, top1 in enumerate(class_accuracy(confusion))
+    ]
+    numbers = {**result.numbers(), **extra, "classes": classes}
+    _write_predictions(folder / "predictions.csv", result, names, paths)
+    shown = [_name(names, i) for i in range(len(confusion))] if len(confusion) <= SHOWN_CLASSES else []
+    save_png(confusion_picture(confusion, shown), folder / "confusion.png")
+    text = json.dumps({key: _json_number(value) for key, value in numbers.items()}, indent=2) + "\n"
+    scratch = folder / f".result.json.{os.getpid()}"
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, folder / "result.json")
     return numbers
+
+
+def _write_predictions(path: Path, result: Evaluation, names: list[str], paths: list[str]) -> None:
+    probabilities = result.probabilities
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        rows = csv.writer(handle)
+        rows.writerow(["path", "label", "predicted", "probability", "views", "best"])
+        for i, (label, best, views) in enumerate(zip(result.labels, order, result.views, strict=True)):
+            if not views:
+                rows.writerow([paths[i], "", "", "", 0, ""])
+                continue
+            listed = " ".join(f"{_name(names, k)}:{probabilities[i, k]:.4f}" for k in best)
+            own = [_name(names, label), _name(names, best[0]), f"{probabilities[i, best[0]]:.6f}"]
+            rows.writerow([paths[i], *own, views, listed])
+
+
+def _json_number(value: Any) -> Any:
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _name(names: list[str], index: int) -> str:

@@ -17,21 +17,26 @@ from dsvid import engine as ds
 from dsvid.checkpoint import RunFolder
 from dsvid.data.builtin import CLASSES, prepare
 from dsvid.data.manifest import Manifest, open_split
-from dsvid.errors import CheckpointError, RecipeError
+from dsvid.errors import CheckpointError, DataError, RecipeError
 from dsvid.models.attention import choose_backend
 from dsvid.models.init import initial_value
 from dsvid.models.spec import ModelSpec, build_model
 from dsvid.objectives import ClassifyObjective, PretrainObjective
-from dsvid.recipe import Recipe, Schedule, load_recipe, resolve_schedule, split_overrides
-from dsvid.runtime import Ranks, log, pick_device
-from dsvid.weights.load import initial_state
+from dsvid.optim import is_frozen
+from dsvid.recipe import Recipe, load_recipe, split_overrides
+from dsvid.runtime import Ranks, agree_error, log, pick_device, share
+from dsvid.schedule import Schedule, resolve_schedule
+from dsvid.weights.load import Start, open_start
 
 
 @dataclass(frozen=True)
 class Job:
-    """The settled job. `config` is the resolved DeepSpeed JSON; `facts` are what a checkpoint must share with it."""
+    """The settled job. `config` is the resolved DeepSpeed JSON; `facts` are what a checkpoint must share with it;
+    `paper` is the recipe without what the user changed.
+    """
 
     recipe: Recipe
+    paper: Recipe
     config: dict[str, Any]
     schedule: Schedule
     spec: ModelSpec
@@ -69,6 +74,10 @@ def resolve_job(
     config = deepspeed_json.resolve(tree, theirs, recipe, schedule)
     ds.check_precision(config, device)
     check_backends(recipe, spec, device, deepspeed_json.precision(config))
+    names = class_names(recipe)
+    for split, manifest in lists.items():
+        if recipe.task == "classify" and ranks.first:
+            report_empty_classes(manifest, split, recipe.model.num_classes, names, limit if split == "train" else 0)
     folder = RunFolder(out)
     folder.prepare(recipe, config, resume)
     facts = {
@@ -76,17 +85,23 @@ def resolve_job(
         "precision": deepspeed_json.precision(config),
         "train_list": lists["train"].sha256,
     }
-    return Job(recipe, config, schedule, spec, folder, ranks, device, facts)
+    paper = load_recipe(recipe_name)
+    return Job(recipe, paper, config, schedule, spec, folder, ranks, device, facts)
 
 
 def check_backends(recipe: Recipe, spec: ModelSpec, device: torch.device, precision: str) -> None:
     """Raise DsvidError where the weights to start from, the attention or the op that is asked for is not there."""
-    if recipe.model.init and not Path(recipe.model.init).exists():
+    if recipe.model.init and not Path(recipe.model.init).expanduser().exists():
         raise CheckpointError(
-            f"model.init={recipe.model.init}: nothing there",
-            expected="a weight folder of dsvid or a VideoMAE .pth file",
+            f"model.init={recipe.model.init}: nothing there", expected="a weight file or folder (docs/checkpoints.md)"
         )
     size = spec.encoder_size
+    if recipe.model.freeze_blocks > size.depth:
+        raise RecipeError(
+            "model.freeze_blocks is more than the model has",
+            found=recipe.model.freeze_blocks,
+            expected=f"0 .. {size.depth}",
+        )
     choose_backend(recipe.model.attention, device.type, ds.DTYPES[precision], spec.grid.tokens, size.dim // size.heads)
     ops.backend(device.type)
 
@@ -102,9 +117,40 @@ def open_list(recipe: Recipe, split: str) -> Manifest:
     return manifest
 
 
+def report_empty_classes(manifest: Manifest, split: str, classes: int, names: list[str], limit: int) -> None:
+    """Warn of classes that no entry (of the first `limit`; 0 = all) belongs to: legitimate, but rarely meant."""
+    present = set(manifest.labels[:limit] if limit else manifest.labels)
+    empty = [names[i] if names else str(i) for i in range(classes) if i not in present]
+    if empty:
+        shown = ", ".join(empty[:8]) + (f" and {len(empty) - 8} more" if len(empty) > 8 else "")
+        effect = "the head cannot learn them" if split == "train" else "the mean over classes leaves them out"
+        log.warning(
+            "data.%s (%s) has no video of %d of %d classes: %s; %s",
+            split, manifest.source, len(empty), classes, shown, effect,
+        )  # fmt: skip
+
+
 def class_names(recipe: Recipe) -> list[str]:
-    """Names of the classes where they are known (the built-in clips); else empty."""
-    return list(CLASSES) if recipe.data.train == "builtin" and recipe.task == "classify" else []
+    """Names of the classes: those of data.labels, of the built-in clips, else none.
+
+    Raises DataError where the file has another number of lines than the model has classes.
+    """
+    if recipe.task != "classify":
+        return []
+    if not recipe.data.labels:
+        return list(CLASSES) if recipe.data.train == "builtin" else []
+    path = Path(recipe.data.labels).expanduser()
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"data.labels={path} cannot be read", found=str(error), expected="a text file") from error
+    if len(names) != recipe.model.num_classes:
+        raise DataError(
+            f"data.labels={path} does not fit model.num_classes",
+            found=f"{len(names)} names",
+            expected=f"{recipe.model.num_classes}, one a line",
+        )
+    return names
 
 
 def model_spec(recipe: Recipe) -> ModelSpec:
@@ -118,6 +164,8 @@ def model_spec(recipe: Recipe) -> ModelSpec:
         tubelet=model.tubelet,
         num_classes=model.num_classes,
         positions=model.positions,
+        gelu=model.gelu,
+        final_norm="tokens" if model.final_norm == "ava" else "pooled",
         drop_path=model.drop_path,
         head_drop=model.head_drop,
         head_init_scale=model.head_init_scale,
@@ -151,33 +199,67 @@ def weights_config(recipe: Recipe, step: int) -> dict[str, Any]:
     data = recipe.data
     return {
         "model": model_spec(recipe).to_config(),
-        "input": {"mean": list(data.mean), "std": list(data.std), "sampling_rate": data.sampling_rate},
+        "input": {
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "sampling_rate": data.sampling_rate,
+            "view_fps": data.view_fps,
+            "short_side": data.short_side or data.input_size,
+        },
         "labels": class_names(recipe),
         "trained": {"steps": step, "clips": step * recipe.batch.total, "init": recipe.model.init},
     }
 
 
 def build_engine(job: Job, *, fresh: bool) -> Any:
-    """Model, initial values (not `fresh`: a checkpoint follows) and DeepSpeed engine. A collective at ZeRO-3."""
+    """Model, initial values (not `fresh`: a checkpoint follows) and DeepSpeed engine. A collective."""
     recipe, spec = job.recipe, job.spec
     objective: Any = ds.build_module(lambda: make_objective(recipe, build_model(spec, seed=None)), job.config)
     if fresh:
-        start: dict[str, Tensor] = {}
-        if recipe.model.init:
-            start, report = initial_state(Path(recipe.model.init), spec)
-            log.info("weights   from %s\n          %s", recipe.model.init, "\n          ".join(report.lines()))
+        start = read_start(job) if recipe.model.init else None
+        given = share({f"model.{name}" for name in start.names} if start else set(), job.device)
         options = objective.model.init_options()
 
         def value(name: str, shape: torch.Size) -> Tensor:
             own = name.removeprefix("model.")
-            return start[own] if own in start else initial_value(own, shape, recipe.run.seed, **options)
+            if start is not None and own in start.names:
+                return start.tensor(own)
+            return initial_value(own, shape, recipe.run.seed, **options)
 
-        ds.fill_parameters(objective, value)
+        ds.fill_parameters(objective, value, from_first=given, device=job.device)
+    freeze(objective, recipe, spec)
     objective.model.set_checkpointing(ds.checkpointing_function(job.config))
     return ds.build_engine(
         objective,
         job.config,
         layer_decay=recipe.optim.layer_decay,
         depth=spec.encoder_size.depth,
+        weight_decay_end=recipe.optim.weight_decay_end,
         compiled=recipe.model.compile,
     )
+
+
+def read_start(job: Job) -> Start | None:
+    """The weights of model.init, on rank 0 alone (None elsewhere); all ranks fail if it fails. A collective."""
+    model = job.recipe.model
+    start: Start | None = None
+    error: BaseException | None = None
+    if job.ranks.first:
+        try:
+            start = open_start(
+                Path(model.init).expanduser(), job.spec,
+                family=model.init_family, final_norm=model.final_norm, head_map=model.head_map,
+            )  # fmt: skip
+            log.info("weights   from %s\n          %s", model.init, "\n          ".join(start.report.lines()))
+        except Exception as failure:  # whatever it is, the other ranks wait for the word
+            error = failure
+    agree_error(error, job.device, f"reading model.init={model.init}")
+    return start
+
+
+def freeze(objective: torch.nn.Module, recipe: Recipe, spec: ModelSpec) -> None:
+    """Take the gradient from what model.freeze_blocks and model.linear_probe leave as it is."""
+    model, depth = recipe.model, spec.encoder_size.depth
+    for name, parameter in objective.named_parameters():
+        if is_frozen(name, depth=depth, freeze_blocks=model.freeze_blocks, linear_probe=model.linear_probe):
+            parameter.requires_grad_(False)

@@ -23,6 +23,8 @@ WAITING_SHARE = 0.2
 class Monitor:
     """Rank 0 writes; the other ranks only keep time. Times are wall seconds of this rank.
 
+    `again` names a split whose line at `start_step` is about to be written anew.
+
     `flops_per_clip` and `peak_flops` (per device, FLOP/s; None on CPU) give MFU = clips/s * flops / (peak * world).
     """
 
@@ -39,6 +41,7 @@ class Monitor:
         clips_per_step: int,
         flops_per_clip: float,
         peak_flops: float | None,
+        again: str = "",
     ) -> None:
         self.first, self.world, self.stop_step = first, world, stop_step
         self.steps_per_epoch, self.clips_per_step = steps_per_epoch, clips_per_step
@@ -48,7 +51,7 @@ class Monitor:
         self._since_step = start_step
         self._file = self._board = self._bar = None
         if first:
-            trim_metrics(metrics, start_step)
+            trim_metrics(metrics, start_step, again)
             self._file = metrics.open("a", encoding="utf-8")
             self._board = open_tensorboard(tensorboard, start_step)
             self._bar = _progress_bar(start_step, stop_step)
@@ -165,8 +168,11 @@ def memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def trim_metrics(path: Path, step: int) -> None:
-    """Drop the lines behind `step`: a resumed run writes them again. A half-written last line is dropped too."""
+def trim_metrics(path: Path, step: int, again: str = "") -> None:
+    """Drop the lines behind `step`: a resumed run writes them again. A half-written last line is dropped too.
+
+    `again` names a split that is evaluated at `step` once more: its line there is dropped as well.
+    """
     if not path.is_file():
         return
     kept = []
@@ -175,7 +181,8 @@ def trim_metrics(path: Path, step: int) -> None:
             row = json.loads(line)
         except ValueError:
             continue
-        if row.get("step", 0) <= step:
+        repeated = row.get("kind") == "eval" and row.get("split") == again and row.get("step") == step
+        if row.get("step", 0) <= step and not repeated:
             kept.append(line)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Pictures of clips: rows of frames with a name beside each. Knows uint8 arrays, not models."""
+"""Pictures: rows of frames with a name beside each, confusion matrices. Knows arrays, not models."""
 
 from __future__ import annotations
 
@@ -30,6 +30,33 @@ def frame_table(rows: dict[str, Pixels], *, frames: int = 8, scale_to: int = 96)
         for x, index in enumerate(picked):
             frame = Image.fromarray(clip[index]).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(frame, (LABEL_WIDTH + x * (width + GAP), top))
+    return np.asarray(sheet)
+
+
+def confusion_picture(counts: NDArray[np.int64], names: list[str], *, side: int = 600) -> Pixels:
+    """Counts [label, predicted] -> picture [h, w, 3]: rows are labels, white is 0 % and dark blue 100 % of a row.
+
+    `names` are written where there are any, with the percent in each cell where the cells are large enough.
+    """
+    from PIL import Image, ImageDraw
+
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    cell = max(1, side // max(1, len(counts)))
+    margin = GAP + max((7 * len(name) for name in names), default=0)
+    shade = (255 - shares[..., None] * np.array([223.0, 174.0, 105.0])).astype(np.uint8)
+    big = shade.repeat(cell, axis=0).repeat(cell, axis=1)
+    sheet = Image.new("RGB", (margin + big.shape[1], big.shape[0] + (22 if names else 0)), "white")
+    sheet.paste(Image.fromarray(big), (margin, 0))
+    draw = ImageDraw.Draw(sheet)
+    for i, name in enumerate(names):
+        draw.text((GAP, i * cell + cell // 2 - 6), name, fill="black")
+        if cell >= 30:
+            for j, share in enumerate(shares[i]):
+                if share > 0:
+                    ink = "white" if share > 0.5 else "black"
+                    draw.text((margin + j * cell + cell // 2 - 9, i * cell + cell // 2 - 6), f"{share:.0%}", fill=ink)
+    if names:
+        draw.text((margin, big.shape[0] + 6), "rows: label; columns: predicted, in the same order", fill="black")
     return np.asarray(sheet)
 
 

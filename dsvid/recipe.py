@@ -1,12 +1,11 @@
 """The typed recipe of a run: its keys, defaults, YAML files and `a.b=v` overrides. Imports no torch.
 
-The DeepSpeed JSON is `dsvid.deepspeed_json`'s; the batch and schedule arithmetic is `resolve_schedule` below.
+The DeepSpeed JSON is `dsvid.deepspeed_json`'s, the batch and schedule arithmetic `dsvid.schedule`'s.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -31,15 +30,26 @@ class Section(BaseModel):
 class About(Section):
     source: str = Field("", description="script or paper the values come from")
     published: str = Field("", description="number the authors report with it")
+    gpus: int = Field(0, ge=0, description="devices of the published run; 0 = not known")
     note: str = ""
 
 
 class ModelConfig(Section):
     arch: str = "vit_base"
-    init: str = Field("", description="weights to start from: a dsvid folder or a VideoMAE-layout file; empty = random")
+    init: str = Field("", description="weights to start from: a file or folder of any known family; empty = random")
+    init_family: str = Field("auto", description="the family of model.init; auto = by its tensor names")
+    final_norm: Literal["family", "simple_tad", "ava"] = Field(
+        "family", description="what becomes of the norm behind the encoder of a pre-training file (docs/checkpoints.md)"
+    )
+    head_map: str = Field("", description="file: for each class, the class of model.init's head it starts from")
+    freeze_blocks: int = Field(
+        0, ge=0, description="the patch embedding and the first n blocks, save their norms, rest"
+    )
+    linear_probe: bool = Field(False, description="train the head alone")
     num_classes: int = Field(0, ge=0)
     tubelet: int = Field(2, ge=1)
-    positions: Literal["sincos_flat", "sincos_separable"] = "sincos_flat"
+    positions: Literal["sincos_flat", "sincos_separable", "sincos_umt", "learned", "learned_separate"] = "sincos_flat"
+    gelu: Literal["erf", "tanh"] = "erf"
     drop_path: float = Field(0.0, ge=0, lt=1)
     head_drop: float = Field(0.0, ge=0, lt=1)
     head_init_scale: float = Field(0.001, gt=0)
@@ -51,10 +61,31 @@ class ModelConfig(Section):
     compile: bool = False
 
 
+class AugmentConfig(Section):
+    policy: str = Field("", description="timm's RandAugment string, as rand-m7-n4-mstd0.5-inc1; empty = none")
+    crop_area: tuple[float, float] = Field((0.08, 1.0), description="random_resized: share of the frame")
+    crop_aspect: tuple[float, float] = Field((0.75, 1.3333), description="random_resized: width / height")
+    erase_prob: float = Field(0.0, ge=0, le=1, description="random erasing: one box of noise for all frames")
+    erase_area: tuple[float, float] = (0.02, 0.3333)
+    erase_aspect: float = Field(0.3, gt=0, le=1, description="aspect from this to its inverse")
+    erase_count: int = Field(1, ge=1)
+    mixup: float = Field(0.0, ge=0, description="alpha of the Beta law; 0 = no mixup")
+    cutmix: float = Field(0.0, ge=0, description="alpha of the Beta law; 0 = no cutmix")
+    cutmix_minmax: tuple[float, float] | None = Field(None, description="sides of the box as shares, instead of alpha")
+    mix_prob: float = Field(1.0, ge=0, le=1, description="share of the pairs that are mixed")
+    cutmix_share: float = Field(0.5, ge=0, le=1, description="cutmix among the mixed pairs, where both are on")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether any pair of clips is mixed."""
+        return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None)
+
+
 class DataConfig(Section):
     train: str = "builtin"
     val: str = ""
     test: str = ""
+    labels: str = Field("", description="file with the names of the classes, one a line, from class 0 on")
     root: str = Field("", description="folder that relative paths of a list start from; empty = the list's own folder")
     num_frames: int = Field(16, ge=1)
     sampling_rate: int = Field(4, ge=1, description="distance of two sampled frames, in frames of the file")
@@ -63,8 +94,9 @@ class DataConfig(Section):
         "stride", description="stride: pre-training, frames at one distance; dense and segment: fine-tuning rules"
     )
     input_size: int = Field(224, ge=1)
-    short_side: int = Field(0, ge=0, description="test: the short side is resized to this; 0 = input_size")
-    crop: Literal["multi_scale", "random", "center"] = "multi_scale"
+    short_side: int = Field(0, ge=0, description="the short side becomes this; 0: not in training, input_size in tests")
+    crop: Literal["multi_scale", "random_resized", "random", "center"] = "multi_scale"
+    augment: AugmentConfig = AugmentConfig()
     flip: float = Field(0.0, ge=0, le=1)
     num_sample: int = Field(1, ge=1, description="clips cut from one decoded video (repeated augmentation)")
     num_workers: int = Field(4, ge=0)
@@ -95,16 +127,22 @@ class OptimConfig(Section):
     min_lr: float = Field(1e-5, ge=0, description="scaled like base_lr")
     lr_scale_batch: int = Field(256, ge=1)
     warmup_epochs: float = Field(40, ge=0)
+    warmup_steps: int = Field(0, ge=0, description="instead of warmup_epochs, where it is not 0")
     weight_decay: float = Field(0.05, ge=0)
+    weight_decay_end: float | None = Field(
+        None, ge=0, description="half a cosine from weight_decay to this; null = none"
+    )
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     clip_grad: float = Field(0.0, ge=0, description="0 = no clipping")
     layer_decay: float = Field(1.0, gt=0, le=1)
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="exponential moving average of the weights; 0 = none")
 
 
 class BatchConfig(Section):
     total: int = Field(256, ge=1, description="clips per optimizer step over all ranks")
-    micro: int = Field(0, ge=0, description="clips per rank per forward; 0 = total / ranks")
+    micro: int = Field(0, ge=0, description="clips per rank per forward; 0 = total / ranks, within micro_limit")
+    micro_limit: int = Field(0, ge=0, description="most clips per rank per forward where micro is 0; 0 = no limit")
 
 
 class EvalConfig(Section):
@@ -112,6 +150,7 @@ class EvalConfig(Section):
     segments: int = Field(1, ge=1)
     crops: int = Field(1, ge=1)
     batch: int = Field(16, ge=1, description="views per rank per forward")
+    merge: Literal["prob", "score"] = Field("prob", description="what is averaged over the views of a video")
 
 
 class RunConfig(Section):
@@ -137,21 +176,6 @@ class Recipe(Section):
     batch: BatchConfig = BatchConfig()
     eval: EvalConfig = EvalConfig()
     run: RunConfig = RunConfig()
-
-
-class Schedule(Section):
-    """The arithmetic of a run, in optimizer steps; `resolve_schedule` makes it."""
-
-    world: int
-    batch_total: int
-    batch_micro: int
-    accumulation: int
-    steps_per_epoch: int
-    total_steps: int
-    warmup_steps: int
-    stop_step: int
-    lr: float
-    min_lr: float
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -337,13 +361,16 @@ def _nearest_key(key: str) -> str | None:
 
 
 def _check(recipe: Recipe) -> None:
-    if recipe.batch.micro % recipe.data.num_sample:
+    repeat = recipe.data.num_sample
+    if recipe.batch.micro % repeat or (recipe.batch.micro_limit and recipe.batch.micro_limit < repeat):
+        key = "micro" if recipe.batch.micro else "micro_limit"
         raise RecipeError(
-            "batch.micro must hold whole videos",
-            found=f"batch.micro={recipe.batch.micro}, data.num_sample={recipe.data.num_sample}",
-            expected=f"a multiple of {recipe.data.num_sample}",
-            fix=f"batch.micro={max(1, recipe.batch.micro // recipe.data.num_sample) * recipe.data.num_sample}",
+            f"batch.{key} must hold whole videos",
+            found=f"batch.{key}={getattr(recipe.batch, key)}, data.num_sample={repeat}",
+            expected=f"a multiple of {repeat}",
+            fix=f"batch.{key}={max(1, getattr(recipe.batch, key) // repeat) * repeat}",
         )
+    _check_training(recipe)
     if recipe.data.flip > 0 and "builtin" in (recipe.data.train, recipe.data.val, recipe.data.test):
         raise RecipeError(
             "data.flip with the built-in clips",
@@ -367,75 +394,38 @@ def _check(recipe: Recipe) -> None:
         )
 
 
-def resolve_micro(recipe: Recipe, world: int) -> tuple[int, int]:
-    """(micro-batch, accumulation) for `world` ranks: total = micro * world * accumulation. Raises RecipeError."""
-    total, repeat = recipe.batch.total, recipe.data.num_sample
-    if total % (world * repeat):
-        usable = [w for w in range(1, total // repeat + 1) if total % (w * repeat) == 0]
+def _check_training(recipe: Recipe) -> None:
+    model, augment = recipe.model, recipe.data.augment
+    if recipe.task != "classify":
+        for key, on in (
+            ("data.augment.mixup and cutmix", augment.mixes),
+            ("model.linear_probe", model.linear_probe),
+            ("model.head_map", bool(model.head_map)),
+        ):
+            if on:
+                raise RecipeError(f"{key}: only for task classify", found=f"task={recipe.task}", fix="leave it out")
+    if model.linear_probe and model.freeze_blocks:
         raise RecipeError(
-            "batch.total does not divide over the ranks",
-            found=f"batch.total={total}, {world} ranks, data.num_sample={repeat}",
-            expected=f"a multiple of ranks x num_sample = {world * repeat}",
-            fix=f"batch.total={max(1, round(total / (world * repeat))) * world * repeat}, or ranks from {usable}",
+            "model.linear_probe and model.freeze_blocks are both set",
+            expected="one of them: a probe freezes every block",
+            fix="model.freeze_blocks=0",
         )
-    micro = recipe.batch.micro or total // world
-    if total % (world * micro):
-        per_rank = total // world
-        usable = [m for m in range(repeat, per_rank + 1, repeat) if per_rank % m == 0]
+    if (model.head_map or model.init_family != "auto") and not model.init:
         raise RecipeError(
-            "batch.micro does not divide a rank's share of batch.total",
-            found=f"batch.micro={micro}, batch.total={total}, {world} ranks ({per_rank} clips a rank)",
-            expected=f"one of {usable}",
-            fix=f"batch.micro={max([m for m in usable if m <= micro], default=usable[0])}",
+            "model.head_map and model.init_family describe model.init, which is empty", fix="model.init=WEIGHTS"
         )
-    return micro, total // (world * micro)
-
-
-def resolve_schedule(recipe: Recipe, *, world: int, videos: int) -> Schedule:
-    """The run's arithmetic for `world` ranks and a training list of `videos` entries. Raises RecipeError.
-
-    An epoch has videos * num_sample clips (or run.samples_per_epoch) and drops the clips that fill no whole step.
-    lr = base_lr * batch.total / lr_scale_batch, min_lr likewise (the rule of the VideoMAE scripts).
-    """
-    micro, accumulation = resolve_micro(recipe, world)
-    clips = recipe.run.samples_per_epoch or videos * recipe.data.num_sample
-    steps_per_epoch = clips // recipe.batch.total
-    if steps_per_epoch < 1:
-        raise RecipeError(
-            "an epoch holds less than one step",
-            found=f"{clips} clips in an epoch, batch.total={recipe.batch.total}",
-            expected="at least batch.total clips",
-            fix=f"batch.total={_largest_total(clips, world * recipe.data.num_sample)}, or a longer data.train",
-        )
-    total_steps = steps_per_epoch * recipe.run.epochs
-    stop = steps_per_epoch * (recipe.run.stop_epoch or recipe.run.epochs)
-    if recipe.run.max_steps:
-        stop = min(stop, recipe.run.max_steps)
-    warmup = math.floor(recipe.optim.warmup_epochs * steps_per_epoch)
-    if warmup >= total_steps:
-        raise RecipeError(
-            "the warm-up is as long as the run",
-            found=f"optim.warmup_epochs={recipe.optim.warmup_epochs}, run.epochs={recipe.run.epochs}",
-            expected="warm-up epochs < epochs",
-            fix=f"optim.warmup_epochs={max(0, recipe.run.epochs // 20)}",
-        )
-    scale = recipe.batch.total / recipe.optim.lr_scale_batch
-    return Schedule(
-        world=world,
-        batch_total=recipe.batch.total,
-        batch_micro=micro,
-        accumulation=accumulation,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        warmup_steps=warmup,
-        stop_step=stop,
-        lr=recipe.optim.base_lr * scale,
-        min_lr=recipe.optim.min_lr * scale,
-    )
-
-
-def _largest_total(clips: int, unit: int) -> int:
-    return max(unit, clips // unit * unit)
+    for key, (low, high) in (
+        ("crop_area", augment.crop_area),
+        ("crop_aspect", augment.crop_aspect),
+        ("erase_area", augment.erase_area),
+        ("cutmix_minmax", augment.cutmix_minmax or (0.2, 0.8)),
+    ):
+        if not 0 < low <= high or (key != "crop_aspect" and high > 1):
+            raise RecipeError(
+                f"recipe key 'data.augment.{key}' has a wrong value",
+                found=f"[{low}, {high}]",
+                expected="0 < low <= high" + ("" if key == "crop_aspect" else " <= 1"),
+            )
 
 
 def dump_yaml(recipe: Recipe) -> str:

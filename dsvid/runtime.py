@@ -10,6 +10,7 @@ import random
 import socket
 import sys
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from dsvid.errors import DsvidError, RecipeError
 
 log = logging.getLogger("dsvid")
+Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,15 @@ def agree_sum(values: list[float], device: torch.device) -> list[float]:
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
     return [float(v) for v in tensor.tolist()]
+
+
+def share(thing: Thing, device: torch.device) -> Thing:
+    """Rank 0's `thing` on every rank; what the others pass is ignored. A collective."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return thing
+    box = [thing]
+    dist.broadcast_object_list(box, src=0, device=device if device.type == "cuda" else None)
+    return box[0]
 
 
 def barrier() -> None:

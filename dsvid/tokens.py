@@ -12,11 +12,15 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dsvid.errors import RecipeError
 
-PositionKind = Literal["sincos_flat", "sincos_separable"]
+# Fixed tables are computed from the grid; learned ones are parameters, whole or as one part per axis kind.
+FixedKind = Literal["sincos_flat", "sincos_separable", "sincos_umt"]
+PositionKind = Literal["sincos_flat", "sincos_separable", "sincos_umt", "learned", "learned_separate"]
+UMT_GRID = (8, 14, 14)  # what UMT was pre-trained with; other grids get its table resized
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,8 @@ def unpatchify(patches: Tensor, grid: TubeletGrid) -> Tensor:
     return cut.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, grid.frames, grid.height, grid.width, 3)
 
 
-def check_positions(kind: PositionKind, dim: int) -> None:
-    """Raise RecipeError where a table of this kind cannot have the width `dim`."""
+def check_positions(kind: str, dim: int) -> None:
+    """Raise RecipeError where a table of this kind cannot have the width `dim`, or is no fixed table."""
     if kind == "sincos_separable" and dim % 16:
         raise RecipeError(
             "model.positions=sincos_separable needs a width divisible by 16",
@@ -111,28 +115,46 @@ def check_positions(kind: PositionKind, dim: int) -> None:
             expected="a multiple of 16 (a quarter for time, 3/8 for each axis of space, halves for sine and cosine)",
             fix="model.positions=sincos_flat, or another width",
         )
+    if kind not in ("sincos_flat", "sincos_separable", "sincos_umt"):
+        raise RecipeError(
+            "model.positions is no fixed table", found=kind, expected="sincos_flat, sincos_separable or sincos_umt"
+        )
 
 
 @lru_cache(maxsize=32)
-def position_table(kind: PositionKind, t: int, h: int, w: int, dim: int) -> Tensor:
+def position_table(kind: FixedKind, t: int, h: int, w: int, dim: int) -> Tensor:
     """Fixed sin-cos positions, fp32 [N, D], computed in float64. Cached: treat it as read-only.
 
     `sincos_flat`: VideoMAE's table over the flat token index n: column j has the angle n / 10000^(2*(j//2)/D), sine in
     even and cosine in odd columns. `sincos_separable`: MVD's table: D/4 columns for time, then 3D/8 for the column
     index, then 3D/8 for the row index; a code of width d is [sin(x*w_i) | cos(x*w_i)] with w_i = 10000^(-i/(d/2)).
+    `sincos_umt`: the flat table of UMT's 8x14x14 grid, resized (arXiv 2303.16058's code).
     Raises RecipeError where D does not suit the table.
     """
     check_positions(kind, dim)
+    if kind == "sincos_umt":
+        return resize_table(position_table("sincos_flat", *UMT_GRID, dim), UMT_GRID, (t, h, w))
     if kind == "sincos_flat":
         columns = torch.arange(dim, dtype=torch.float64)
         rate = torch.pow(10000.0, -2.0 * torch.div(columns, 2, rounding_mode="floor") / dim)
         angles = torch.arange(t * h * w, dtype=torch.float64)[:, None] * rate[None, :]
         table = torch.where((columns % 2 == 0)[None, :], angles.sin(), angles.cos())
         return table.float()
-    steps = [torch.arange(n, dtype=torch.float64) for n in (t, h, w)]
+    steps = [_steps(n) for n in (t, h, w)]
     time, row, column = (axis.reshape(-1) for axis in torch.meshgrid(*steps, indexing="ij"))
     parts = [_axis_code(time, dim // 4), _axis_code(column, dim // 8 * 3), _axis_code(row, dim // 8 * 3)]
     return torch.cat(parts, dim=1).float()
+
+
+def separate_tables(t: int, h: int, w: int, dim: int) -> tuple[Tensor, Tensor]:
+    """Where InternVideo2's separate learned tables start: sin-cos for space [h*w, D] (column, row) and time [t, D]."""
+    row, column = (axis.reshape(-1) for axis in torch.meshgrid(_steps(h), _steps(w), indexing="ij"))
+    space = torch.cat([_axis_code(column, dim // 2), _axis_code(row, dim // 2)], dim=1)
+    return space.float(), _axis_code(_steps(t), dim).float()
+
+
+def _steps(count: int) -> Tensor:
+    return torch.arange(count, dtype=torch.float64)
 
 
 def _axis_code(position: Tensor, width: int) -> Tensor:
@@ -140,6 +162,26 @@ def _axis_code(position: Tensor, width: int) -> Tensor:
     rate = torch.pow(10000.0, -torch.arange(half, dtype=torch.float64) / half)
     angles = position[:, None] * rate[None, :]
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def resize_table(table: Tensor, old: tuple[int, int, int], new: tuple[int, int, int]) -> Tensor:
+    """Positions [t*h*w, D] of one grid for another: bicubic over space, then linear over time (align_corners False).
+
+    The two are linear maps of different axes, so their order does not matter. fp32 at least; an axis that keeps its
+    length keeps its values to the bit.
+    """
+    (t, h, w), (new_t, new_h, new_w) = old, new
+    dim = table.shape[-1]
+    table = table if table.dtype == torch.float64 else table.float()
+    if (h, w) != (new_h, new_w):
+        planes = table.reshape(t, h, w, dim).permute(0, 3, 1, 2)
+        planes = F.interpolate(planes, size=(new_h, new_w), mode="bicubic", align_corners=False)
+        table = planes.permute(0, 2, 3, 1).reshape(-1, dim)
+    if t != new_t:
+        lines = table.reshape(t, -1).t()[None]  # [1, h*w*D, t]
+        lines = F.interpolate(lines, size=new_t, mode="linear", align_corners=False)
+        table = lines[0].t().reshape(-1, dim)
+    return table
 
 
 def masked_sites(grid: TubeletGrid, mask_ratio: float) -> int:

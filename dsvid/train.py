@@ -10,6 +10,7 @@ if not __package__:  # run as a script from a clone: the package is the folder a
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 import argparse
+import json
 import math
 import platform
 import traceback
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from dsvid import checkpoint, ops
 from dsvid import engine as ds
+from dsvid.averaging import MovingAverage
 from dsvid.data.decode import choose_decoder
 from dsvid.data.loader import BadClips, TrainLoader, eval_batches
 from dsvid.data.manifest import open_split
@@ -32,7 +34,18 @@ from dsvid.models.flops import peak_flops, training_flops
 from dsvid.monitor import Monitor
 from dsvid.pictures import frame_table, save_png
 from dsvid.recipe import load_recipe
-from dsvid.runtime import Ranks, agree_error, agree_sum, barrier, log, read_ranks, say_once, seed_everything, start_log
+from dsvid.runtime import (
+    Ranks,
+    agree_error,
+    agree_sum,
+    barrier,
+    log,
+    read_ranks,
+    say_once,
+    seed_everything,
+    share,
+    start_log,
+)
 from dsvid.weights.consolidate import consolidate
 from dsvid.weights.folder import check_finite, write_folder
 
@@ -103,11 +116,14 @@ def run(args: argparse.Namespace, ranks: Ranks) -> int:
     engine = build_engine(job, fresh=found is None)
     if found is not None:
         checkpoint.load(engine, found, facts=job.facts, ranks=ranks)
+    average = make_average(job, engine, found)
     announce(job, engine, step)
-    step = train(job, engine, step)
-    publish_weights(job, engine, step)
+    step = train(job, engine, average, step)
+    publish_weights(job, engine, step, job.folder.weights)
+    if average is not None:
+        publish_weights(job, engine, step, job.folder.weights_average, average=True)
     if not job.pretrain and job.test_list:
-        test(job, engine, step)
+        test(job, engine, average, step)
     barrier()  # a rank that leaves early would make the launcher end the others
     return 0
 
@@ -125,7 +141,22 @@ def whole_batch(world: int) -> list[str]:
     return [f"batch.total={total}", f"optim.lr_scale_batch={scale * total // batch}"]
 
 
-def train(job: Job, engine: Any, step: int) -> int:
+def make_average(job: Job, engine: Any, found: checkpoint.Found | None) -> MovingAverage | None:
+    """The moving average of the weights where the recipe asks for one, as the checkpoint has it. A collective."""
+    if job.recipe.optim.ema_decay == 0:
+        return None
+    average = MovingAverage(engine, job.recipe.optim.ema_decay)
+    error: BaseException | None = None
+    if found is not None:
+        try:
+            average.load(found.folder, job.ranks)
+        except Exception as failure:
+            error = failure
+    agree_error(error, job.device, "loading the moving average")
+    return average
+
+
+def train(job: Job, engine: Any, average: MovingAverage | None, step: int) -> int:
     """The loop: from `step` to the schedule's stop; returns the step that it reached, which is saved."""
     schedule, every = job.schedule, job.recipe.run
     batches, monitor, bad = make_batches(job, step), make_monitor(job, step), make_bad_clips(job)
@@ -140,6 +171,8 @@ def train(job: Job, engine: Any, step: int) -> int:
             lr, norm = ds.before_step(engine)
             engine.step()
         step += 1
+        if average is not None:
+            average.update()
         monitor.advance(step)
         save_due = is_due(step, every.save_every) or step == schedule.stop_step
         if is_due(step, every.log_every) or save_due:
@@ -148,11 +181,11 @@ def train(job: Job, engine: Any, step: int) -> int:
             loss = finite_mean(losses, grad_norm, step, job, skipped=engine.skipped_steps)
             monitor.train(step, loss=loss, lr=lr, grad_norm=grad_norm, device=job.device)
         if save_due:
-            checkpoint.save(engine, job.folder, step=step, facts=job.facts, ranks=job.ranks, keep=every.keep)
+            save(job, engine, average, step)
         if picture_due(job, step):
             draw_reconstruction(job, engine, batch, monitor, step)
         if validation_due(job, step):
-            monitor.write({"kind": "eval", "step": step, **evaluate_split(job, engine, "val").numbers()})
+            validate(job, engine, average, monitor, step)
         if save_due or picture_due(job, step) or validation_due(job, step):
             monitor.restart_clock(step)
     monitor.close()
@@ -170,9 +203,18 @@ def picture_due(job: Job, step: int) -> bool:
 
 
 def validation_due(job: Job, step: int) -> bool:
-    """Whether data.val is evaluated: classification only; the end is the test's."""
+    """Whether data.val is evaluated: classification only, every eval.every_epochs and at the end."""
     every = job.recipe.eval.every_epochs * job.schedule.steps_per_epoch
-    return not job.pretrain and bool(job.recipe.data.val) and is_due(step, every) and step < job.schedule.stop_step
+    if job.pretrain or not job.recipe.data.val or not every:
+        return False
+    return is_due(step, every) or step == job.schedule.stop_step
+
+
+def save(job: Job, engine: Any, average: MovingAverage | None, step: int) -> None:
+    """Publish the checkpoint of `step`. A collective."""
+    beside = average.save if average is not None else None
+    keep = job.recipe.run.keep
+    checkpoint.save(engine, job.folder, step=step, facts=job.facts, ranks=job.ranks, keep=keep, beside=beside)
 
 
 def make_batches(job: Job, step: int) -> Iterator[dict[str, Any]]:
@@ -207,8 +249,8 @@ def counted(batch: dict[str, Any], bad: BadClips) -> dict[str, Any]:
     return batch
 
 
-def make_monitor(job: Job, step: int) -> Monitor:
-    """The monitor, which writes on rank 0."""
+def make_monitor(job: Job, step: int, *, again: str = "") -> Monitor:
+    """The monitor, which writes on rank 0; `again`: a split whose line at `step` is replaced."""
     schedule, pretrain = job.schedule, job.recipe.pretrain
     name = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else ""
     return Monitor(
@@ -224,6 +266,7 @@ def make_monitor(job: Job, step: int) -> Monitor:
             job.spec, mask_ratio=pretrain.mask_ratio, decoder_mask_ratio=pretrain.decoder_mask_ratio
         ),
         peak_flops=peak_flops(name),
+        again=again,
     )
 
 
@@ -261,6 +304,7 @@ def announce(job: Job, engine: Any, step: int) -> None:
         f"schedule  {schedule.steps_per_epoch} steps an epoch, {schedule.total_steps} steps in all, "
         f"{schedule.warmup_steps} of them warm-up; this run ends at step {schedule.stop_step}",
         f"lr        {lr:.3e} (base {recipe.optim.base_lr:g} x {schedule.batch_total} / {recipe.optim.lr_scale_batch})",
+        *paper_versus_you(job),
         f"model     {job.spec.arch}: {ds.count_parameters(engine.module) / 1e6:.2f} M parameters, "
         f"{grid.tokens} tokens ({grid.t}x{grid.h}x{grid.w})",
         f"engine    DeepSpeed ZeRO-{job.facts['stage']}, {job.facts['precision']}, {job.device.type}, {saving}",
@@ -274,6 +318,29 @@ def announce(job: Job, engine: Any, step: int) -> None:
     log.info("%s", "\n".join(lines))
 
 
+def paper_versus_you(job: Job) -> list[str]:
+    """Two lines that set the published run beside this one, and what differs; nothing where no run was published."""
+    if not job.paper.about.gpus:
+        return []
+    paper, yours, schedule = job.paper, job.recipe, job.schedule
+    rows = []
+    for recipe in (paper, yours):
+        lr = recipe.optim.base_lr * recipe.batch.total / recipe.optim.lr_scale_batch
+        views = f"{recipe.eval.segments}x{recipe.eval.crops} views" if recipe.task == "classify" else ""
+        rows.append([f"batch {recipe.batch.total}", f"lr {lr:.2e}", f"{recipe.run.epochs} epochs", views])
+    differs = [f"{theirs} -> {own}" for theirs, own in zip(*rows, strict=True) if theirs != own]
+    devices = [
+        f"{paper.about.gpus} devices x {paper.batch.total // paper.about.gpus}",
+        f"{schedule.world} devices x {schedule.batch_micro} x {schedule.accumulation} accumulation",
+    ]
+    lines = [
+        f"{name:<9} {', '.join([row[0] + ' (' + how + ')', *[text for text in row[1:] if text]])}"
+        for name, row, how in zip(("paper", "you"), rows, devices, strict=True)
+    ]
+    verdict = "the same schedule" if not differs else f"differs: {'; '.join(differs)}"
+    return [*lines, f"          {verdict}" + (f"; published: {paper.about.published}" if paper.about.published else "")]
+
+
 def draw_reconstruction(job: Job, engine: Any, batch: dict[str, Any], monitor: Monitor, step: int) -> None:
     """Draw the first clip of the batch: original, masked, rebuilt, patch mean. All ranks call it (ZeRO-3 gathers)."""
     few = {key: value[:1] for key, value in batch.items()}
@@ -285,55 +352,90 @@ def draw_reconstruction(job: Job, engine: Any, batch: dict[str, Any], monitor: M
         save_png(picture, job.folder.out / "pictures" / f"reconstruction-{step:08d}.png")
 
 
-def publish_weights(job: Job, engine: Any, step: int) -> None:
-    """Consolidate the checkpoint of `step` into weights/, on rank 0, from the files alone; all ranks wait."""
+def publish_weights(job: Job, engine: Any, step: int, folder: Path, *, average: bool = False) -> None:
+    """Consolidate the checkpoint of `step` into `folder`, on rank 0, from the files alone; all ranks wait."""
     error: BaseException | None = None
     if job.ranks.first:
         try:
             source = job.folder.checkpoints / f"step-{step:08d}"
-            state = consolidate(source)
+            state = consolidate(source, weights="ema" if average else "last")
             check_finite(state, source)
             expected = {name.removeprefix("model.") for name, _ in engine.module.named_parameters()}
             if set(state) != expected:
                 raise RuntimeError(f"consolidated names differ from the model's: {sorted(set(state) ^ expected)[:5]}")
-            write_folder(job.folder.weights, state, weights_config(job.recipe, step))
-            log.info("weights   %s", job.folder.weights / "model.safetensors")
+            write_folder(folder, state, weights_config(job.recipe, step))
+            log.info("weights   %s", folder / "model.safetensors")
         except Exception as failure:  # whatever it is, the other ranks wait for the word
             error = failure
     agree_error(error, job.device, "consolidating the weights")
 
 
-def evaluate_split(job: Job, engine: Any, split: str) -> Evaluation:
-    """Evaluate a split on all ranks. A collective."""
+def evaluate_split(job: Job, engine: Any, split: str, *, segments: int = 1, crops: int = 1) -> Evaluation:
+    """Evaluate a split on all ranks, one view a video unless told otherwise. A collective."""
     settings = job.recipe.eval
     views = eval_batches(
         job.recipe.data,
         split,
-        segments=settings.segments,
-        crops=settings.crops,
+        segments=segments,
+        crops=crops,
         rank=job.ranks.rank,
         world=job.ranks.world,
         batch=settings.batch,
         device_type=job.device.type,
     )
     videos = len(open_split(getattr(job.recipe.data, split), split, job.recipe.data.root))
-    result = evaluate(engine.module, views, videos=videos, device=job.device)
+    result = evaluate(engine.module, views, videos=videos, device=job.device, merge=settings.merge)
     if job.ranks.first:
         counted({"index": [], "bad": result.unreadable, "notes": []}, make_bad_clips(job))
     return result
 
 
-def test(job: Job, engine: Any, step: int) -> None:
-    """The final multi-view test: a line in metrics.jsonl, test/result.json and test/predictions.csv."""
-    result = evaluate_split(job, engine, job.test_list)
+def validate(job: Job, engine: Any, average: MovingAverage | None, monitor: Monitor, step: int) -> None:
+    """A line in metrics.jsonl for data.val, of the weights and of their average; the best of a run are kept.
+
+    A collective. `weights_best/` holds whichever of the two had the highest top-1 so far.
+    """
+    numbers = evaluate_split(job, engine, "val").numbers()
+    row = {"kind": "eval", "split": "val", "step": step, **numbers}
+    top1, from_average = numbers["top1"], False
+    if average is not None:
+        with average.in_place():
+            theirs = evaluate_split(job, engine, "val").numbers()
+        row |= {f"ema_{key}": theirs[key] for key in ("top1", "top5", "mean_class")}
+        if theirs["top1"] > top1:
+            top1, from_average = theirs["top1"], True
+    best = share(top1 > best_top1(job.folder.metrics), job.device)
+    monitor.write(row)
+    shown = " ".join(f"{key} {row[key]:.2f}" for key in ("top1", "top5", "ema_top1") if key in row)
+    monitor.say(f"val at step {step}: {shown}, {numbers['videos']} videos" + (" (best so far)" if best else ""))
+    if best:
+        save(job, engine, average, step)
+        publish_weights(job, engine, step, job.folder.weights_best, average=from_average)
+
+
+def best_top1(metrics: Path) -> float:
+    """The highest top-1 on data.val of the run so far, of weights or average; -1 before the first."""
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.is_file() else []
+    seen = [row.get(key) for row in rows if row.get("split") == "val" for key in ("top1", "ema_top1")]
+    return max((value for value in seen if value is not None), default=-1.0)
+
+
+def test(job: Job, engine: Any, average: MovingAverage | None, step: int) -> None:
+    """The final multi-view test of the last weights: a line in metrics.jsonl, and the files of test/."""
+    settings, split = job.recipe.eval, job.test_list
+    result = evaluate_split(job, engine, split, segments=settings.segments, crops=settings.crops)
+    extra = {"split": split, "segments": settings.segments, "crops": settings.crops, "step": step}
+    if average is not None:
+        with average.in_place():
+            theirs = evaluate_split(job, engine, split, segments=settings.segments, crops=settings.crops)
+        extra |= {f"ema_{key}": value for key, value in theirs.numbers().items() if key in ("top1", "top5")}
     if not job.ranks.first:
         return
-    settings = job.recipe.eval
-    extra = {"split": job.test_list, "segments": settings.segments, "crops": settings.crops, "step": step}
-    names = class_names(job.recipe)
-    numbers = write_result(job.folder.out / "test", result, names, extra=extra)
-    monitor = make_monitor(job, step)
-    monitor.write({"kind": "eval", **numbers})
+    manifest = open_split(getattr(job.recipe.data, split), split, job.recipe.data.root)
+    paths = [manifest[index].path for index in range(len(manifest))]
+    numbers = write_result(job.folder.out / "test", result, class_names(job.recipe), paths, extra=extra)
+    monitor = make_monitor(job, step, again=split)
+    monitor.write({"kind": "eval", **{key: value for key, value in numbers.items() if key != "classes"}})
     monitor.close()
     log.info(
         "test      top-1 %.2f %% top-5 %.2f %% on %d videos, %d unreadable, %d x %d views",

@@ -14,7 +14,8 @@ from dsvid import deepspeed_json, train
 from dsvid.cli import COMMANDS
 from dsvid.job import make_objective, model_spec
 from dsvid.models.spec import build_model
-from dsvid.recipe import load_recipe, recipe_names, resolve_schedule
+from dsvid.recipe import load_recipe, recipe_names
+from dsvid.schedule import resolve_schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dsvid"
@@ -24,7 +25,8 @@ SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 MAY_IMPORT = {
     "errors": set(),
     "recipe": set(),
-    "deepspeed_json": {"recipe"},
+    "schedule": {"recipe"},
+    "deepspeed_json": {"recipe", "schedule"},
     "tokens": set(),
     "runtime": set(),
     "metrics": set(),
@@ -38,9 +40,12 @@ MAY_IMPORT = {
     "engine": {"recipe", "deepspeed_json", "optim", "runtime"},
     "checkpoint": {"recipe", "runtime", "weights"},
     "monitor": {"runtime"},
-    "evaluate": {"objectives", "data", "metrics"},
+    "evaluate": {"objectives", "data", "metrics", "pictures"},
+    "averaging": {"engine", "runtime"},
     "job": {
+        "optim",
         "recipe",
+        "schedule",
         "deepspeed_json",
         "engine",
         "checkpoint",
@@ -252,3 +257,24 @@ def test_nothing_in_the_project_names_the_machine_it_was_made_on() -> None:
         path = ROOT / name
         if path.suffix in {".py", ".md", ".yaml", ".json", ".toml", ".sh", ".cpp", ".cu", ".h"} and path.is_file():
             assert outside not in path.read_text(errors="replace"), name
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("finetune_")])
+def test_the_fine_tuning_table_says_what_the_recipes_say(name: str) -> None:
+    recipe = load_recipe(name)
+    (row,) = [line for line in (ROOT / "docs" / "finetuning.md").read_text().splitlines() if f"| `{name}` |" in line]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    views = recipe.data.num_sample
+    devices = f"{recipe.about.gpus} × {recipe.batch.total // recipe.about.gpus // views}"
+    rate = recipe.optim.base_lr * recipe.batch.total / recipe.optim.lr_scale_batch
+    assert cells == [
+        f"`{name}`",
+        devices + (f" × {views}" if views > 1 else ""),
+        f"{rate:.3g}",
+        f"{recipe.optim.layer_decay:g}",
+        f"{recipe.model.drop_path:g}",
+        f"{recipe.model.head_drop:g}",
+        str(recipe.run.epochs),
+        f"{recipe.eval.segments} × {recipe.eval.crops}",
+        recipe.about.published,
+    ]

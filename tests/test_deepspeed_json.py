@@ -10,7 +10,8 @@ import pytest
 
 from dsvid import deepspeed_json as dj
 from dsvid.errors import RecipeError
-from dsvid.recipe import Recipe, Schedule, build_recipe, resolve_schedule
+from dsvid.recipe import Recipe, build_recipe
+from dsvid.schedule import Schedule, resolve_schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "ds_configs").glob("*.json"))

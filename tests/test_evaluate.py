@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dsvid.evaluate import evaluate, write_result
-from dsvid.metrics.classification import topk_accuracy
+from dsvid.metrics.classification import class_accuracy, confusion_matrix, topk_accuracy
 
 
 class Scripted(nn.Module):
@@ -53,11 +53,42 @@ def test_views_are_averaged_and_padding_is_ignored() -> None:
 
 def test_an_unreadable_video_lowers_the_count_openly(tmp_path: Path) -> None:
     result = run([batch([1, 0], [0, 1], [1, 0], [1, 0])], videos=2)
-    numbers = write_result(tmp_path, result, ["a", "b", "c"], extra={"split": "test"})
+    numbers = write_result(tmp_path, result, ["a", "b", "c"], ["p/0.mp4", "p/1.mp4"], extra={"split": "test"})
     assert (numbers["videos"], numbers["unreadable"], numbers["top1"]) == (1, 1, 100.0)
     assert json.loads((tmp_path / "result.json").read_text()) == numbers
     lines = (tmp_path / "predictions.csv").read_text().splitlines()
-    assert lines[1].startswith("0,b,b,0.9") and lines[2] == "1,,,,0"
+    assert lines[1].startswith("p/0.mp4,b,b,0.9") and lines[2] == "p/1.mp4,,,,0,"
+    assert lines[1].endswith("b:0.9647 a:0.0177 c:0.0177")
+    assert [entry["top1"] for entry in numbers["classes"]] == [None, 100.0, None]
+    assert (tmp_path / "confusion.png").stat().st_size > 100
+
+
+def test_a_view_that_is_missing_is_counted() -> None:
+    result = run([batch([1, 2, 0], [0, 0, 1], [1, 1, 0], [1, 1, 1]), batch([1], [1], [0], [0])], videos=2)
+    assert result.numbers()["views_missing"] == 1
+
+
+def test_logits_or_probabilities_are_averaged() -> None:
+    class Sure(Scripted):
+        def logits(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            # One view is very sure of class 2, two views prefer class 1 a little.
+            return torch.tensor([[0.0, 0.0, 9.0], [0.0, 2.0, 0.0]])[batch["clip"][:, 0].long()]
+
+    def merged(merge: str) -> np.ndarray:
+        votes = [batch([0, 1, 1], [0, 0, 0], [1, 1, 1], [1, 1, 1])]
+        return evaluate(Sure(), votes, videos=1, device=torch.device("cpu"), merge=merge)  # type: ignore[arg-type]
+
+    by_probability, by_score = merged("prob"), merged("score")
+    assert by_probability.scores[0].argmax() == 1 and by_score.scores[0].argmax() == 2
+    assert by_score.scores[0] == pytest.approx([0.0, 4 / 3, 3.0])
+    assert by_score.probabilities.sum() == pytest.approx(1.0)
+
+
+def test_the_confusion_matrix_and_the_mean_over_classes() -> None:
+    confusion = confusion_matrix(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 1]), 4)
+    assert confusion.tolist() == [[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert class_accuracy(confusion)[:2] == pytest.approx([100.0, 100 / 3])
+    assert np.isnan(class_accuracy(confusion)[2:]).all()
 
 
 def test_topk_against_sorting_by_hand() -> None:

@@ -9,7 +9,15 @@ import torch
 from torch import nn
 
 from dsvid.models.spec import ModelSpec, build_model
-from dsvid.optim import cosine_factor, has_decay, layer_of, parameter_groups
+from dsvid.optim import (
+    CosineSchedule,
+    cosine_factor,
+    has_decay,
+    is_frozen,
+    layer_of,
+    parameter_groups,
+    weight_decay_at,
+)
 
 
 def names_of(task: str) -> list[tuple[str, nn.Parameter]]:
@@ -38,6 +46,13 @@ def test_layers_are_counted_from_the_input() -> None:
     assert layer_of("model.blocks.0.norm1.weight", 12) == 1
     assert layer_of("blocks.11.mlp.fc2.bias", 12) == 12
     assert layer_of("fc_norm.weight", 12) == layer_of("head.bias", 12) == 13
+    assert layer_of("model.pos_embed_temporal", 12) == layer_of("cls_token", 12) == 0
+
+
+def test_position_tables_do_not_decay() -> None:
+    table = nn.Parameter(torch.zeros(1, 4, 8))
+    assert not any(has_decay(f"model.{name}", table) for name in ("pos_embed", "pos_embed_spatial", "pos_embed_cls"))
+    assert has_decay("model.clip_projector.cross_attn.q.weight", table)
 
 
 def test_layer_decay_scales_the_lr_of_each_layer() -> None:
@@ -73,3 +88,48 @@ def test_the_schedule_is_videomae_s_at_every_step(total: int, warmup: int) -> No
 def test_the_schedule_is_defined_behind_its_end() -> None:
     assert cosine_factor(100, total=100, warmup=10, min_ratio=0.1) == pytest.approx(0.1)
     assert cosine_factor(5000, total=100, warmup=10, min_ratio=0.1) == pytest.approx(0.1)
+
+
+def test_the_first_blocks_rest_save_their_norms() -> None:
+    names = [name for name, _ in names_of("classify")]
+    resting = {name for name in names if is_frozen(name, depth=4, freeze_blocks=2, linear_probe=False)}
+    assert "patch_embed.proj.weight" in resting and "blocks.1.mlp.fc2.bias" in resting
+    assert not any(".norm" in name or name.startswith(("blocks.2", "blocks.3", "fc_norm", "head")) for name in resting)
+    assert not any(is_frozen(name, depth=4, freeze_blocks=0, linear_probe=False) for name in names)
+
+
+def test_a_probe_trains_the_head_alone() -> None:
+    names = [name for name, _ in names_of("classify")]
+    trained = {name for name in names if not is_frozen(name, depth=4, freeze_blocks=0, linear_probe=True)}
+    assert trained == {"head.weight", "head.bias"}
+
+
+def test_weight_decay_follows_half_a_cosine_and_spares_what_does_not_decay() -> None:
+    weight = nn.Parameter(torch.zeros(2, 2))
+    bias = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.AdamW(
+        [{"params": [weight], "weight_decay": 0.05}, {"params": [bias], "weight_decay": 0.0}], lr=1.0
+    )
+    schedule = CosineSchedule(optimizer, total=10, warmup=2, min_ratio=0.0, weight_decay_end=0.2)
+    seen = []
+    for _ in range(11):
+        seen.append(optimizer.param_groups[0]["weight_decay"])
+        optimizer.step()
+        schedule.step()
+    assert seen[0] == pytest.approx(0.05) and seen[5] == pytest.approx(0.125) and seen[10] == pytest.approx(0.2)
+    assert seen == [pytest.approx(weight_decay_at(step, total=10, start=0.05, end=0.2)) for step in range(11)]
+    assert optimizer.param_groups[1]["weight_decay"] == 0.0
+
+
+def test_a_resumed_schedule_goes_on_where_it_was() -> None:
+    def fresh() -> tuple[torch.optim.Optimizer, CosineSchedule]:
+        optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(2, 2))], lr=1.0, weight_decay=0.05)
+        return optimizer, CosineSchedule(optimizer, total=10, warmup=2, min_ratio=0.1, weight_decay_end=0.2)
+
+    first, schedule = fresh()
+    for _ in range(6):
+        first.step()
+        schedule.step()
+    second, resumed = fresh()
+    resumed.load_state_dict(schedule.state_dict())
+    assert second.param_groups[0]["weight_decay"] == first.param_groups[0]["weight_decay"] != 0.05

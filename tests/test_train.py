@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from dsvid.recipe import load_recipe
 from dsvid.runtime import Ranks
-from dsvid.train import finite_mean, is_due, picture_due, validation_due
+from dsvid.schedule import resolve_schedule
+from dsvid.train import best_top1, finite_mean, is_due, paper_versus_you, picture_due, validation_due
 
 
 def job(precision: str = "fp32", **recipe: Any) -> Any:
@@ -49,7 +53,44 @@ def test_pictures_come_in_pre_training_and_at_its_end() -> None:
     assert not any(picture_due(pretrain, step) for step in range(1, 11))
 
 
-def test_validation_leaves_the_last_step_to_the_test() -> None:
+def test_validation_comes_with_the_epochs_and_at_the_end() -> None:
     recipe = SimpleNamespace(eval=SimpleNamespace(every_epochs=1), data=SimpleNamespace(val="builtin"))
-    classify = job(recipe=recipe, schedule=SimpleNamespace(stop_step=9, steps_per_epoch=3), pretrain=False)
-    assert [step for step in range(1, 10) if validation_due(classify, step)] == [3, 6]
+    classify = job(recipe=recipe, schedule=SimpleNamespace(stop_step=8, steps_per_epoch=3), pretrain=False)
+    assert [step for step in range(1, 9) if validation_due(classify, step)] == [3, 6, 8]
+
+
+def beside_the_paper(world: int, **changes: Any) -> str:
+    name = "finetune_videomae_small_k400"
+    recipe = load_recipe(name, changes)
+    plan = resolve_schedule(recipe, world=world, videos=240_000)
+    return "\n".join(paper_versus_you(job(paper=load_recipe(name), recipe=recipe, schedule=plan)))
+
+
+def test_fewer_devices_keep_the_paper_s_schedule_and_say_so() -> None:
+    text = beside_the_paper(2)
+    assert "paper     batch 768 (32 devices x 24), lr 7.50e-04, 150 epochs, 5x3 views" in text
+    assert "you       batch 768 (2 devices x 24 x 16 accumulation), lr 7.50e-04" in text
+    assert "the same schedule; published: top-1 79.0, top-5 93.8" in text
+
+
+def test_what_differs_from_the_paper_is_named() -> None:
+    text = beside_the_paper(2, **{"batch.total": 96, "eval.segments": 2})
+    assert "differs: batch 768 -> batch 96; lr 7.50e-04 -> lr 9.38e-05; 5x3 views -> 2x3 views" in text
+
+
+def test_a_recipe_without_a_published_run_is_not_compared() -> None:
+    demo = load_recipe("demo_finetune")
+    assert paper_versus_you(job(paper=demo, recipe=demo, schedule=None)) == []
+
+
+def test_the_best_so_far_is_read_from_the_metrics(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert best_top1(path) == -1.0
+    rows = [
+        {"kind": "train", "step": 1, "loss": 99.0},
+        {"kind": "eval", "split": "val", "step": 2, "top1": 40.0, "ema_top1": 43.0},
+        {"kind": "eval", "split": "test", "step": 2, "top1": 90.0},
+        {"kind": "eval", "split": "val", "step": 4, "top1": None},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert best_top1(path) == 43.0

@@ -17,7 +17,10 @@ COMMANDS = {
     "env": ("env", "versions, devices, backends; what is missing and its cure"),
     "demo": ("demo", "pre-train, fine-tune and test on generated clips, in minutes on two cores"),
     "eval": ("eval", "multi-view test of a weight folder"),
+    "features": ("features", "one file of sliding-window features for each video of a list; many ranks, resumable"),
+    "convert": ("convert", "weights of any known family -> a dsvid, Hugging Face or VideoMAE layout"),
     "consolidate": ("consolidate", "ZeRO shards of a run or checkpoint -> one fp32 weight folder"),
+    "metrics": ("metrics", "metrics from files alone: views (one line per view of a video)"),
     "bench": ("bench", "benchmarks: mask (the tube op), step (forward and backward)"),
 }
 
@@ -27,17 +30,9 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     # The deepspeed launcher puts this before the arguments; the rank is in the environment too.
     words = [word for word in words if not word.startswith("--local_rank=")]
-    parser = argparse.ArgumentParser(prog="dsvid", description="Large video transformers with DeepSpeed.")
-    parser.add_argument("--version", action="version", version=f"dsvid {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    called = next((word for word in words if word in COMMANDS), None)
-    for name, (module, text) in COMMANDS.items():
-        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
-        if name == called:
-            importlib.import_module(f"dsvid.cli.{module}").add_arguments(sub)
-    args = parser.parse_args(words)
+    name, args = parse(words)
     try:
-        return int(importlib.import_module(f"dsvid.cli.{COMMANDS[args.command][0]}").run(args) or 0)
+        return int(importlib.import_module(f"dsvid.cli.{COMMANDS[name][0]}").run(args) or 0)
     except DsvidError as error:
         if os.environ.get("DSVID_DEBUG") == "1":
             traceback.print_exc()
@@ -47,3 +42,32 @@ def main(argv: list[str] | None = None) -> int:
         # `dsvid recipes | head`: the reader has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def parse(words: list[str]) -> tuple[str, argparse.Namespace]:
+    """The command and its arguments; options may stand before, between or after `a.b=v` items. Exits on `--help`."""
+    if not words or words[0] not in COMMANDS:
+        _list_of_commands().parse_args(words)  # --help, --version, or an error that lists the commands
+        raise SystemExit(2)
+    name, *rest = words
+    module, text = COMMANDS[name]
+    # A parser of its own, because argparse cannot mix options and positionals below a subparser.
+    parser = argparse.ArgumentParser(
+        prog=f"dsvid {name}", description=text[0].upper() + text[1:] + ".", allow_abbrev=False
+    )
+    importlib.import_module(f"dsvid.cli.{module}").add_arguments(parser)
+    try:
+        args = parser.parse_intermixed_args(rest)
+    except TypeError:  # the command has subcommands of its own
+        args = parser.parse_args(rest)
+    args.command = name
+    return name, args
+
+
+def _list_of_commands() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dsvid", description="Large video transformers with DeepSpeed.")
+    parser.add_argument("--version", action="version", version=f"dsvid {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (_, text) in COMMANDS.items():
+        commands.add_parser(name, help=text)
+    return parser

@@ -1,4 +1,4 @@
-"""`dsvid consolidate RUN_OR_CHECKPOINT DST`: ZeRO shards -> one fp32 weight folder. No GPU, no distributed start."""
+"""`dsvid consolidate RUN_OR_CHECKPOINT DST`: ZeRO shards -> weights in one layout. No GPU, no distributed start."""
 
 from __future__ import annotations
 
@@ -14,25 +14,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", type=Path, help="a run folder (its newest intact checkpoint) or a step-XXXXXXXX folder"
     )
-    parser.add_argument("destination", type=Path, help="folder for model.safetensors and config.json")
+    parser.add_argument("destination", type=Path, help="folder for the weights (--to videomae: a .pth file)")
+    parser.add_argument("--to", choices=("dsvid", "hf", "videomae"), default="dsvid", help="layout (default: dsvid)")
+    parser.add_argument("--weights", choices=("last", "ema"), default="last",
+                        help="the weights of the last step (default) or their running average")  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file or Hugging Face folder")
     parser.epilog = "example: dsvid consolidate runs/k400 weights/k400"
 
 
 def run(args: argparse.Namespace) -> None:
     """Verify the checkpoint, consolidate, check every name and shape against the model, write."""
     from dsvid.checkpoint import verify
+    from dsvid.models.spec import ModelSpec
+    from dsvid.weights.card import card_of
     from dsvid.weights.consolidate import consolidate
-    from dsvid.weights.folder import check_finite, write_folder
+    from dsvid.weights.export import check_destination, export
+    from dsvid.weights.folder import check_finite
 
+    # A dsvid weight folder is made anew from the same run at will, as training itself does.
+    overwrite = args.overwrite or args.to == "dsvid"
+    check_destination(args.to, args.destination, overwrite=overwrite)
     folder = find_checkpoint(args.source)
     manifest = verify(folder)
-    state = consolidate(folder)
-    check_finite(state, folder)
     config = describe(folder, int(manifest["step"]))
+    state = consolidate(folder, args.weights)
+    check_finite(state, folder)
     check_names(config, {name: tuple(tensor.shape) for name, tensor in state.items()}, folder)
-    write_folder(args.destination, state, config)
+    if args.weights == "ema":
+        config["trained"] = {**config["trained"], "weights": "ema"}
+    spec = ModelSpec.from_config(config["model"], str(folder))
+    remarks = export(args.to, args.destination, state, spec, card_of(config), overwrite=overwrite)
     count = sum(tensor.numel() for tensor in state.values())
-    print(f"{args.destination / 'model.safetensors'}: {len(state)} tensors, {count / 1e6:.2f} M in fp32, from {folder}")
+    averaged = "running averages, " if args.weights == "ema" else ""
+    shown = args.destination if args.to == "videomae" else args.destination / "model.safetensors"
+    print(f"{shown}: {len(state)} tensors, {count / 1e6:.2f} M in fp32, {averaged}from {folder}")
+    for remark in remarks:
+        print(remark)
 
 
 def find_checkpoint(source: Path) -> Path:

@@ -1,15 +1,20 @@
-"""Crops, resizes and flips of uint8 clips [T, H, W, 3]; every choice comes from the generator that is handed in.
+"""Crops, resizes, flips and erasing of uint8 clips [T, H, W, 3]; every choice comes from the generator handed in.
 
 The same box serves all frames of a clip. Nothing leaves uint8: resizing 16 frames costs 1 ms that way and 8 in float.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 SCALES = (1.0, 0.875, 0.75, 0.66)
+CROP_TRIES, ERASE_TRIES = 10, 100  # boxes drawn until one lies inside the frame
 SNAP = 3  # a crop side less than this many pixels from the wanted side is taken as the wanted side: no resize
 
 
@@ -48,6 +53,41 @@ def random_crop(clip: Tensor, size: int, rng: np.random.Generator) -> Tensor:
     clip = _at_least(clip, size)
     top, left = (int(rng.integers(0, side - size + 1)) for side in clip.shape[1:3])
     return crop(clip, top, left, size, size)
+
+
+def random_resized_crop(
+    clip: Tensor,
+    size: int,
+    rng: np.random.Generator,
+    area: tuple[float, float] = (0.08, 1.0),
+    aspect: tuple[float, float] = (0.75, 1.3333),
+) -> Tensor:
+    """A box of random area (share of the frame) and aspect (width / height, log-uniform), resized to size x size."""
+    height, width = clip.shape[1:3]
+    return resize(crop(clip, *resized_crop_box(height, width, rng, area, aspect)), size, size)
+
+
+def resized_crop_box(
+    height: int, width: int, rng: np.random.Generator, area: tuple[float, float], aspect: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width); after ten boxes that do not fit, the largest centred one within the aspects."""
+    for _ in range(CROP_TRIES):
+        box_height, box_width = _drawn_sides(height * width, rng, area, (1 / aspect[1], 1 / aspect[0]))
+        if 0 < box_height <= height and 0 < box_width <= width:
+            top, left = int(rng.integers(0, height - box_height + 1)), int(rng.integers(0, width - box_width + 1))
+            return top, left, box_height, box_width
+    box_height = min(height, round(width / aspect[0]))
+    box_width = min(width, round(height * aspect[1]))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def _drawn_sides(
+    pixels: int, rng: np.random.Generator, area: tuple[float, float], aspect: tuple[float, float]
+) -> tuple[int, int]:
+    """(height, width) of random area, and of random height / width drawn evenly between its logarithms."""
+    target = pixels * float(rng.uniform(*area))
+    ratio = math.exp(float(rng.uniform(math.log(aspect[0]), math.log(aspect[1]))))
+    return round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
 
 
 def multi_scale_crop(
@@ -94,6 +134,52 @@ def spatial_crop(clip: Tensor, size: int, crops: int, number: int) -> Tensor:
 def flip(clip: Tensor, probability: float, rng: np.random.Generator) -> Tensor:
     """Mirror left-right with the given probability; always draws one number, so that later draws do not shift."""
     return clip.flip(2) if rng.random() < probability else clip
+
+
+def erase(
+    clip: Tensor,
+    probability: float,
+    rng: np.random.Generator,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    area: tuple[float, float] = (0.02, 1 / 3),
+    aspect: float = 0.3,
+    count: int = 1,
+) -> Tensor:
+    """Random erasing (arXiv 1708.04896): with `probability` 1 to `count` boxes of noise, the same for all frames.
+
+    `area` is the share of the frame that the boxes cover together, height / width lies between `aspect` and its
+    inverse. The noise is redrawn for each frame and pixel.
+    """
+    if rng.random() >= probability:
+        return clip
+    clip = clip.clone()  # may be a view of frames that are kept
+    frames, height, width = clip.shape[:3]
+    boxes = int(rng.integers(1, count + 1))
+    share = (area[0] / boxes, area[1] / boxes)
+    for _ in range(boxes):
+        for _ in range(ERASE_TRIES):
+            box_height, box_width = _drawn_sides(height * width, rng, share, (aspect, 1 / aspect))
+            if 0 < box_height < height and 0 < box_width < width:
+                top, left = int(rng.integers(0, height - box_height + 1)), int(rng.integers(0, width - box_width + 1))
+                inside = crop(clip, top, left, box_height, box_width)
+                inside.copy_(torch.from_numpy(_noise((frames, box_height, box_width), rng, mean, std)))
+                break
+    return clip
+
+
+def _noise(
+    shape: tuple[int, int, int], rng: np.random.Generator, mean: Sequence[float], std: Sequence[float]
+) -> NDArray[np.uint8]:
+    """What N(0, 1) in normalised space is in pixels [*shape, 3].
+
+    uint8 ends at black and white, so the 3 to 4 % of the values beyond are clipped; the originals keep them.
+    """
+    values = rng.standard_normal((*shape, 3), dtype=np.float32)
+    values *= np.asarray(std, dtype=np.float32) * 255
+    values += np.asarray(mean, dtype=np.float32) * 255 + 0.5  # the half rounds: the cast cuts off
+    return np.clip(values, 0, 255, out=values).astype(np.uint8)
 
 
 def _at_least(clip: Tensor, size: int) -> Tensor:

@@ -3,7 +3,8 @@
 Knows lists, decoders and crops; knows no model, no task and no process group. Legend: B clips of a micro-batch,
 T frames, H W pixels. A batch is {"clip": uint8 [B, T, H, W, 3], "seed", "label" (-1 unknown), "index": int64 [B],
 "bad": records of unreadable clips, "notes": {"path", "note"} where another decoder read a file}; evaluation adds
-"weight" float32 [B] (0 = padding), "segment" and "crop" int64 [B].
+"weight" float32 [B] (0 = padding), "segment" and "crop" int64 [B]. Training that mixes clips adds "partner_label"
+int64 [B] and "lam" float32 [B], the own share of the label; the clips are mixed already.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dsvid.data import order
+from dsvid.data import mix, order
 from dsvid.data.decode import quiet_decoders
 from dsvid.data.reader import ClipReader, bad_record
 from dsvid.errors import DataError
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]
 ATTEMPTS = 10  # unreadable clips in a row, each in place of the one before, until the list counts as unusable
 # streams of random numbers that belong to one video or clip
-_FRAMES, _PIXELS, _REPLACEMENT = 1, 2, 3
+_FRAMES, _PIXELS, _REPLACEMENT, _MIX = 1, 2, 3, 4
 
 
 class WorkerDied(RuntimeError):
@@ -67,21 +69,35 @@ class _TrainClips(Dataset[Any]):
             return error
 
     def micro_batch(self, first: int) -> Batch:
-        epochs, indices = order.locate(
-            first // self.repeats, self.micro // self.repeats, seed=self.seed, dataset_size=self.reader.size
+        """The clips from place `first` of the stream on, mixed with their partners where the recipe mixes."""
+        video, count = first // self.repeats, self.micro // self.repeats
+        if not self.reader.config.augment.mixes:
+            return self.clips(video, count, own=range(count))
+        # A partner that belongs to another micro-batch is read here too: who is mixed with whom never depends on ranks.
+        lead, tail = video % 2, (video + count) % 2
+        batch = self.clips(video - lead, lead + count + tail, own=range(lead, lead + count))
+        return mix.mixed_part(
+            batch, self.reader.config.augment, self.repeats, lead * self.repeats, self.micro, stream=_MIX
         )
+
+    def clips(self, first_video: int, count: int, own: range) -> Batch:
+        """`count` videos of the stream from `first_video` on, each cut into its clips.
+
+        What is told of unreadable videos is told of those at the places `own`: another batch tells of the others.
+        """
+        epochs, indices = order.locate(first_video, count, seed=self.seed, dataset_size=self.reader.size)
         clips: list[Tensor] = []
         seeds: list[int] = []
         used: list[int] = []
         bad: list[dict[str, Any]] = []
         notes: list[dict[str, str]] = []
-        for epoch, index in zip(epochs.tolist(), indices.tolist(), strict=True):
-            frames, read, note = self.readable(epoch, index, bad)
-            if note is not None:
+        for place, (epoch, index) in enumerate(zip(epochs.tolist(), indices.tolist(), strict=True)):
+            frames, read, note = self.readable(epoch, index, bad if place in own else [])
+            if note is not None and place in own:
                 notes.append({"path": self.reader.manifest[read].path, "note": note})
             for repeat in range(self.repeats):
                 seed = order.sample_seed(self.seed, epoch, index, repeat)
-                clips.append(self.reader.train_crop(frames, np.random.default_rng(order.mix(seed, _PIXELS))))
+                clips.append(self.reader.train_clip(frames, np.random.default_rng(order.mix(seed, _PIXELS))))
                 seeds.append(seed)
                 used.append(read)
         labels = [self.reader.manifest.labels[index] for index in used]
@@ -369,7 +385,10 @@ def _end_workers(iterator: Any) -> None:
     shut_down = getattr(iterator, "_shutdown_workers", None)
     if shut_down is None:  # no workers
         return
-    # torch's own end first: it also tells its SIGCHLD handler that these processes may go
+    if iterator._worker_pids_set:
+        # torch's SIGCHLD handler raises for a worker that was killed, again and again, and so out of its own clean-up
+        _remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
     shut_down()
     # workers ignore SIGTERM, and Python's exit would wait for one that hangs in a decoder
     for process in iterator._workers:

@@ -7,6 +7,7 @@ clips of the stream come from one video. Nothing here depends on ranks, workers 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 Words = NDArray[np.uint64]
@@ -59,6 +60,22 @@ def position(seed: int, epoch: int, place: ArrayLike, size: int) -> NDArray[np.i
         found[outside] = _feistel(found[outside], half, keys)
         outside = found >= np.uint64(size)
     return found.astype(np.int64)
+
+
+def short_pass(
+    size: int, samples: int, *, epoch: int, seed: int = 0, rank: int = 0, world: int = 1
+) -> NDArray[np.int64]:
+    """simple-tad's epoch of `samples` out of `size` entries: the places that one rank reads.
+
+    A new permutation for each epoch (torch's, from seed + epoch), of which the first `samples` count, so that no entry
+    comes twice in an epoch; `samples` of 0 or at least `size` takes all. What does not divide over the ranks is left
+    out. The seed of the original is torch's default 0, not the run's.
+    """
+    generator = torch.Generator().manual_seed(seed + epoch)
+    count = min(samples, size) if samples else size
+    total = count // world * world
+    order: NDArray[np.int64] = torch.randperm(size, generator=generator)[:total].numpy()
+    return order[rank::world]
 
 
 def _feistel(words: Words, half: int, keys: list[np.uint64]) -> Words:

@@ -14,6 +14,7 @@ from torch import Tensor
 from dsvid.data import augment, sampling
 from dsvid.data.decode import ClipSource, choose_decoder, open_clip_source
 from dsvid.data.manifest import Manifest, open_split
+from dsvid.data.randaugment import parse_policy
 from dsvid.errors import DataError
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class ClipReader:
         if split == "train" and config.train_limit:
             self.size = min(self.size, config.train_limit)
         self.decoder, self.decoder_reason = choose_decoder(config.decoder)
+        policy = config.augment.policy
+        self.policy = parse_policy(policy) if policy and split == "train" else None
         self.cache = FrameCache(config.cache_mb * 10**6, most_frames=4 * config.num_frames * config.sampling_rate)
 
     def frames(self, index: int, choose: sampling.Draws | tuple[int, int]) -> tuple[Tensor, str | None]:
@@ -113,19 +116,40 @@ class ClipReader:
             return sampling.eval_indices(config.sampling, frames, config.num_frames, step, *choose)
         return sampling.train_indices(config.sampling, frames, config.num_frames, step, choose)
 
-    def train_crop(self, frames: Tensor, rng: np.random.Generator) -> Tensor:
-        """The recipe's training crop and flip, uint8 [T, input_size, input_size, 3]."""
-        config = self.config
+    def train_clip(self, frames: Tensor, rng: np.random.Generator) -> Tensor:
+        """One augmented training clip, uint8 [T, input_size, input_size, 3].
+
+        In the order of the VideoMAE scripts: short side (where data.short_side is set), RandAugment on the whole
+        frame, crop, flip, erasing.
+        """
+        config, how = self.config, self.config.augment
+        if config.short_side:
+            frames = augment.resize_short_side(frames, config.short_side)
+        if self.policy is not None:
+            frames = self.policy(frames, rng)
+        clip = augment.flip(self._cropped(frames, rng), config.flip, rng)
+        if how.erase_prob == 0:
+            return clip
+        return augment.erase(
+            clip,
+            how.erase_prob,
+            rng,
+            mean=config.mean,
+            std=config.std,
+            area=how.erase_area,
+            aspect=how.erase_aspect,
+            count=how.erase_count,
+        )
+
+    def _cropped(self, frames: Tensor, rng: np.random.Generator) -> Tensor:
+        config, how = self.config, self.config.augment
         if config.crop == "multi_scale":
-            clip = augment.multi_scale_crop(frames, config.input_size, rng)
-        else:
-            if config.short_side:
-                frames = augment.resize_short_side(frames, config.short_side)
-            if config.crop == "random":
-                clip = augment.random_crop(frames, config.input_size, rng)
-            else:
-                clip = augment.center_crop(frames, config.input_size)
-        return augment.flip(clip, config.flip, rng)
+            return augment.multi_scale_crop(frames, config.input_size, rng)
+        if config.crop == "random_resized":
+            return augment.random_resized_crop(frames, config.input_size, rng, how.crop_area, how.crop_aspect)
+        if config.crop == "random":
+            return augment.random_crop(frames, config.input_size, rng)
+        return augment.center_crop(frames, config.input_size)
 
     def test_crop(self, frames: Tensor, crops: int, number: int) -> Tensor:
         """Short side to data.short_side (0 = input_size), then crop `number` of `crops`."""

@@ -1,1 +1,1 @@
-"""Pure functions of arrays: no files, no devices, no ranks."""
+"""Functions of arrays, and of the score files that other systems write: no devices, no ranks."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsvid.models.attention import attend_packed, choose_backend
-from dsvid.tokens import PositionKind, TubeletGrid, check_positions, position_table
+from dsvid.tokens import FixedKind, TubeletGrid, check_positions, position_table, resize_table
 
 
 class Linear(nn.Linear):
@@ -23,16 +23,21 @@ class Linear(nn.Linear):
         """Leave the memory as it is."""
 
 
+def wide(x: Tensor) -> Tensor:
+    """`x` in fp32, or in float64 where it is that already: what the residual stream and the norms compute in."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm (eps 1e-6) computed in fp32; the result has the dtype of the weights, which is what the next product
-    takes.
+    """LayerNorm computed in fp32 (float64 weights: float64); the result has the dtype of the weights, which is what the
+    next product takes.
     """
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, eps=1e-6)
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__(dim, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight.dtype == torch.float32:
+        if self.weight.dtype in (torch.float32, torch.float64):
             return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
         y = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
         return y.to(self.weight.dtype)
@@ -75,17 +80,27 @@ class FixedPositions(nn.Module):
     inside a constructor. So it is computed when the module first moves or runs.
     """
 
-    def __init__(self, kind: PositionKind, grid: TubeletGrid, dim: int) -> None:
+    def __init__(self, kind: FixedKind, grid: TubeletGrid, dim: int) -> None:
         super().__init__()
         check_positions(kind, dim)
         self.key = (kind, grid.t, grid.h, grid.w, dim)
         self.table: Tensor | None = None
+        self.resized: tuple[tuple[int, int], Tensor] | None = None
 
     def on(self, device: torch.device) -> Tensor:
         """The table on `device`."""
         if self.table is None or self.table.device != device:
             self.table = position_table(*self.key).to(device)
         return self.table
+
+    def sized(self, h: int, w: int, device: torch.device) -> Tensor:
+        """The table on `device` for another number of sites, bicubic per temporal slot; the last one made is kept."""
+        _, t, own_h, own_w, _ = self.key
+        if (h, w) == (own_h, own_w):
+            return self.on(device)
+        if self.resized is None or self.resized[0] != (h, w) or self.resized[1].device != device:
+            self.resized = (h, w), resize_table(self.on(device), (t, own_h, own_w), (t, h, w))
+        return self.resized[1]
 
     def rows(self, index: Tensor) -> Tensor:
         """The rows of `index` [B, K] -> fp32 [B, K, D]."""
@@ -129,15 +144,16 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """fc2(GELU_erf(fc1(x)))."""
+    """fc2(GELU(fc1(x))), GELU by the error function ("erf") or its tanh approximation ("tanh")."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, gelu: str = "erf") -> None:
         super().__init__()
+        self.approximate = {"erf": "none", "tanh": "tanh"}[gelu]
         self.fc1 = Linear(dim, hidden)
         self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        out: Tensor = self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
         return out
 
 
@@ -148,12 +164,14 @@ class Block(nn.Module):
     last block whose reader wants the others alone need not compute them.
     """
 
-    def __init__(self, dim: int, heads: int, hidden: int, attention: str) -> None:
+    def __init__(
+        self, dim: int, heads: int, hidden: int, attention: str, norm_eps: float = 1e-6, gelu: str = "erf"
+    ) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(dim)
+        self.norm1 = LayerNorm(dim, norm_eps)
         self.attn = Attention(dim, heads, attention)
-        self.norm2 = LayerNorm(dim)
-        self.mlp = Mlp(dim, hidden)
+        self.norm2 = LayerNorm(dim, norm_eps)
+        self.mlp = Mlp(dim, hidden, gelu)
 
     def forward(self, x: Tensor, scale: Tensor | None = None, first: int = 0) -> Tensor:
         branch = self.attn(self.norm1(x), first)

@@ -20,8 +20,11 @@ def training_flops(spec: ModelSpec, *, mask_ratio: float = 0.0, decoder_mask_rat
     Recomputation under activation checkpointing is not counted: this is the model's work, the numerator of MFU.
     """
     grid, encoder = spec.grid, spec.encoder_size
-    if spec.task == "classify":
-        forward = encoder.depth * block_flops(grid.tokens, encoder.dim, encoder.hidden)
+    if spec.task != "pretrain":
+        tokens = grid.tokens + spec.extra_tokens
+        forward = encoder.depth * block_flops(tokens, encoder.dim, encoder.hidden)
+        if spec.internvideo2:  # keys and values of the attention pooling
+            forward += 4.0 * tokens * encoder.dim * encoder.dim
         return 3 * forward + 2 * 2.0 * grid.tokens * grid.values * encoder.dim
     masked = masked_sites(grid, mask_ratio)
     drop = dropped_per_cell(grid, decoder_mask_ratio)

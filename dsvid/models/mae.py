@@ -16,21 +16,29 @@ from dsvid.models.depth import Checkpoint, branch_scales, run_blocks
 from dsvid.models.init import init_weights
 from dsvid.models.sizes import DecoderSize, EncoderSize
 from dsvid.models.vit import check_patch, describe_attention
-from dsvid.tokens import PositionKind, TubeletGrid
+from dsvid.tokens import FixedKind, TubeletGrid
 
 
 class Encoder(nn.Module):
     """Visible patches -> normalised tokens."""
 
     def __init__(
-        self, size: EncoderSize, grid: TubeletGrid, positions: PositionKind, attention: str, drop_path: float
+        self,
+        size: EncoderSize,
+        grid: TubeletGrid,
+        positions: FixedKind,
+        attention: str,
+        drop_path: float,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         self.drop_path = drop_path
         self.patch_embed = PatchEmbed(size.dim, grid)
         self.positions = FixedPositions(positions, grid, size.dim)
-        self.blocks = nn.ModuleList(Block(size.dim, size.heads, size.hidden, attention) for _ in range(size.depth))
-        self.norm = LayerNorm(size.dim)
+        self.blocks = nn.ModuleList(
+            Block(size.dim, size.heads, size.hidden, attention, norm_eps) for _ in range(size.depth)
+        )
+        self.norm = LayerNorm(size.dim, norm_eps)
 
     def forward(self, patches: Tensor, visible: Tensor, seeds: Tensor | None, checkpoint: Checkpoint | None) -> Tensor:
         x = self.patch_embed(patches) + self.positions.rows(visible)  # [B, V, D] fp32
@@ -42,10 +50,14 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Tokens [B, V+K, Dd] -> predicted values of `n_predict` tokens from position `first` on."""
 
-    def __init__(self, size: DecoderSize, values: int, attention: str) -> None:
+    def __init__(
+        self, size: DecoderSize, values: int, attention: str, norm_eps: float = 1e-6, last_eps: float = 1e-6
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(size.dim, size.heads, size.hidden, attention) for _ in range(size.depth))
-        self.norm = LayerNorm(size.dim)
+        self.blocks = nn.ModuleList(
+            Block(size.dim, size.heads, size.hidden, attention, norm_eps) for _ in range(size.depth)
+        )
+        self.norm = LayerNorm(size.dim, last_eps)
         self.head = Linear(size.dim, values)
 
     def forward(self, x: Tensor, first: int, n_predict: int, checkpoint: Checkpoint | None) -> Tensor:
@@ -57,8 +69,8 @@ class Decoder(nn.Module):
 class MaskedAutoencoder(nn.Module):
     """VideoMAE's asymmetric autoencoder (arXiv 2203.12602 §3.3), with V2's partial decoding (arXiv 2303.16727 §3.2).
 
-    Parameter names are VideoMAE's. `seed` sets the initial values (None leaves the memory as it is: for weights that
-    are loaded or set later).
+    Parameter names are VideoMAE's; `last_eps` belongs to the decoder's own norm. `seed` sets the initial values (None
+    leaves the memory as it is: for weights that are loaded or set later).
     """
 
     def __init__(
@@ -66,17 +78,19 @@ class MaskedAutoencoder(nn.Module):
         encoder: EncoderSize,
         decoder: DecoderSize,
         grid: TubeletGrid,
-        positions: PositionKind = "sincos_flat",
+        positions: FixedKind = "sincos_flat",
         attention: str = "auto",
         drop_path: float = 0.0,
+        norm_eps: float = 1e-6,
+        last_eps: float = 1e-6,
         seed: int | None = 0,
     ) -> None:
         super().__init__()
         check_patch(encoder, grid)
         self.encoder_size, self.decoder_size, self.grid, self.attention = encoder, decoder, grid, attention
         self.checkpoint: Checkpoint | None = None
-        self.encoder = Encoder(encoder, grid, positions, attention, drop_path)
-        self.decoder = Decoder(decoder, grid.values, attention)
+        self.encoder = Encoder(encoder, grid, positions, attention, drop_path, norm_eps)
+        self.decoder = Decoder(decoder, grid.values, attention, norm_eps, last_eps)
         self.decoder_positions = FixedPositions(positions, grid, decoder.dim)
         self.encoder_to_decoder = Linear(encoder.dim, decoder.dim, bias=False)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder.dim))

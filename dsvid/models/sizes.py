@@ -1,12 +1,13 @@
-"""The released sizes of the VideoMAE family: encoder widths and depths, and the decoder that belongs to each.
+"""The released sizes: encoder widths and depths, the decoder that belongs to each, and what sets an architecture apart.
 
-Knows numbers only (facts of arXiv 2203.12602 and 2303.16727); builds nothing.
+Knows numbers only (arXiv 2203.12602, 2303.16727, 2403.15377 and 2103.15691); builds nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from dsvid.errors import RecipeError
 
@@ -15,8 +16,8 @@ Flavour = Literal["videomae", "videomaev2"]
 
 @dataclass(frozen=True)
 class EncoderSize:
-    """Width, depth, heads, patch and MLP ratio of an encoder; raises RecipeError where the heads do not divide the
-    width.
+    """Width, depth, heads, patch and MLP ratio of an encoder (`mlp_hidden` 0: the ratio decides); raises RecipeError
+    where the heads do not divide the width.
     """
 
     dim: int
@@ -24,6 +25,7 @@ class EncoderSize:
     heads: int
     patch: int
     mlp_ratio: float = 4.0
+    mlp_hidden: int = 0
 
     def __post_init__(self) -> None:
         check_heads("encoder", self.dim, self.heads)
@@ -31,7 +33,7 @@ class EncoderSize:
     @property
     def hidden(self) -> int:
         """Width of the MLP, truncated as in the originals."""
-        return int(self.dim * self.mlp_ratio)
+        return self.mlp_hidden or int(self.dim * self.mlp_ratio)
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class DecoderSize:
     depth: int
     heads: int
     mlp_ratio: float = 4.0
+    mlp_hidden: int = 0
 
     def __post_init__(self) -> None:
         check_heads("decoder", self.dim, self.heads)
@@ -49,7 +52,7 @@ class DecoderSize:
     @property
     def hidden(self) -> int:
         """Width of the MLP, truncated as in the originals."""
-        return int(self.dim * self.mlp_ratio)
+        return self.mlp_hidden or int(self.dim * self.mlp_ratio)
 
 
 def check_heads(part: str, dim: int, heads: int) -> None:
@@ -76,6 +79,27 @@ ENCODERS: dict[str, EncoderSize] = {
     "vit_6b": EncoderSize(3200, 48, 25, 14),
 }
 
+# Architectures that have classifiers only: nothing here pre-trains them as autoencoders.
+CLASSIFIERS: dict[str, EncoderSize] = {
+    "vivit_base": EncoderSize(768, 12, 12, 16),
+    "internvideo2_small": EncoderSize(384, 12, 6, 14),
+    "internvideo2_base": EncoderSize(768, 12, 12, 14),
+    "internvideo2_large": EncoderSize(1024, 24, 16, 14),
+    "internvideo2_1b": EncoderSize(1408, 40, 16, 14, 48 / 11),
+    "internvideo2_6b": EncoderSize(3200, 48, 25, 14),
+}
+
+# Sizes that are registered under no name: every number is given.
+CUSTOM, CUSTOM_INTERNVIDEO2 = "custom", "internvideo2_custom"
+
+VIVIT_TRAITS: Mapping[str, Any] = {
+    "positions": "learned",
+    "cls_token": True,
+    "pool": "first",
+    "final_norm": "tokens",
+    "gelu": "tanh",
+}
+
 _DECODERS: dict[str, DecoderSize] = {
     "vit_micro": DecoderSize(64, 2, 2),
     "vit_tiny": DecoderSize(192, 4, 3),
@@ -94,17 +118,28 @@ _DECODERS_VIDEOMAE: dict[str, DecoderSize] = {
 }
 
 
+def is_internvideo2(arch: str) -> bool:
+    """Whether `arch` has InternVideo2's block (else it is a transformer of the VideoMAE kind)."""
+    return arch.startswith("internvideo2_")
+
+
 def encoder_size(arch: str) -> EncoderSize:
     """The size registered under `arch`; raises RecipeError for an unknown name."""
+    known = ENCODERS | CLASSIFIERS
     try:
-        return ENCODERS[arch]
+        return known[arch]
     except KeyError:
-        raise RecipeError("model.arch is unknown", found=arch, expected=", ".join(ENCODERS)) from None
+        raise RecipeError("model.arch is unknown", found=arch, expected=", ".join(known)) from None
 
 
 def decoder_size(arch: str, flavour: Flavour) -> DecoderSize:
     """The released decoder of `arch` in VideoMAE (all tokens) or VideoMAE V2 (dual masking)."""
     encoder_size(arch)
+    if arch not in _DECODERS:
+        raise RecipeError(
+            f"model.arch={arch} has no decoder: it cannot be pre-trained as an autoencoder",
+            expected=", ".join(_DECODERS),
+        )
     if flavour == "videomae" and arch in _DECODERS_VIDEOMAE:
         return _DECODERS_VIDEOMAE[arch]
     return _DECODERS[arch]

@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal, cast
+
+import torch
 
 from dsvid.errors import CheckpointError, RecipeError
+from dsvid.models.init import fill_meta, initial_value
+from dsvid.models.internvideo2 import InternVideo2
 from dsvid.models.mae import MaskedAutoencoder
-from dsvid.models.sizes import DecoderSize, EncoderSize, Flavour, decoder_size, encoder_size
-from dsvid.models.vit import VisionTransformer
-from dsvid.tokens import PositionKind, TubeletGrid
+from dsvid.models.sizes import (
+    CUSTOM,
+    CUSTOM_INTERNVIDEO2,
+    VIVIT_TRAITS,
+    DecoderSize,
+    EncoderSize,
+    Flavour,
+    decoder_size,
+    encoder_size,
+    is_internvideo2,
+)
+from dsvid.models.vit import FinalNorm, Pool, VisionTransformer
+from dsvid.tokens import FixedKind, PositionKind, TubeletGrid
+
+Model = MaskedAutoencoder | VisionTransformer | InternVideo2
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything that fixes a model's parameters and output; `task` is "pretrain" or "classify"."""
+    """Everything that fixes a model's parameters and output.
+
+    `task` "pretrain" gives an autoencoder, every other one an encoder with a head. A size of 0 is the architecture's
+    own; the architectures "custom" and "internvideo2_custom" have none, so there every one is given. Architectures with
+    learned positions (InternVideo2, ViViT) have them whatever fixed table `positions` names.
+    """
 
     task: str
     arch: str
@@ -31,28 +52,78 @@ class ModelSpec:
     decoder_dim: int = 0
     decoder_depth: int = 0
     decoder_heads: int = 0
+    decoder_hidden: int = 0
+    dim: int = 0
+    depth: int = 0
+    heads: int = 0
+    patch: int = 0
+    mlp_hidden: int = 0
+    final_norm: FinalNorm = "pooled"
+    cls_token: bool = False
+    pool: Pool = "mean"
+    norm_eps: float = 1e-6
+    pooled_eps: float = 1e-6
+    gelu: Literal["erf", "tanh"] = "erf"
+    pool_heads: int = 16
+    pool_dim: int = 768
+
+    def __post_init__(self) -> None:
+        if self.arch == "vivit_base":
+            for name, value in VIVIT_TRAITS.items():
+                object.__setattr__(self, name, value)
+        if self.internvideo2 and self.positions != "learned_separate":
+            object.__setattr__(self, "positions", "learned")
+
+    @property
+    def internvideo2(self) -> bool:
+        """Whether the model has InternVideo2's block."""
+        return is_internvideo2(self.arch)
+
+    @property
+    def extra_tokens(self) -> int:
+        """Tokens besides those of the clip: the class token."""
+        return 1 if self.cls_token or self.internvideo2 else 0
 
     @property
     def encoder_size(self) -> EncoderSize:
-        return encoder_size(self.arch)
+        """The architecture's own size, with the numbers that are set here in their place."""
+        if self.arch in (CUSTOM, CUSTOM_INTERNVIDEO2):
+            for name in ("dim", "depth", "heads", "patch", "mlp_hidden"):
+                if not getattr(self, name):
+                    raise RecipeError(f"model.arch={self.arch} has no size of its own", fix=f"give {name}=")
+            return EncoderSize(self.dim, self.depth, self.heads, self.patch, mlp_hidden=self.mlp_hidden)
+        own = encoder_size(self.arch)
+        return replace(
+            own,
+            dim=self.dim or own.dim,
+            depth=self.depth or own.depth,
+            heads=self.heads or own.heads,
+            patch=self.patch or own.patch,
+            mlp_hidden=self.mlp_hidden,
+        )
 
     @property
     def decoder_size(self) -> DecoderSize:
         """The size's own decoder, with the numbers that are set here in their place."""
+        if self.arch == CUSTOM:
+            for name in ("decoder_dim", "decoder_depth", "decoder_heads"):
+                if not getattr(self, name):
+                    raise RecipeError("model.arch=custom has no decoder of its own", fix=f"give {name}=")
+            numbers = self.decoder_dim, self.decoder_depth, self.decoder_heads
+            return DecoderSize(*numbers, mlp_hidden=self.decoder_hidden)
         own = decoder_size(self.arch, self.decoder)
         return replace(
             own,
             dim=self.decoder_dim or own.dim,
             depth=self.decoder_depth or own.depth,
             heads=self.decoder_heads or own.heads,
+            mlp_hidden=self.decoder_hidden,
         )
 
     @property
     def grid(self) -> TubeletGrid:
         """The token grid; raises RecipeError where frames or pixels do not divide."""
-        return TubeletGrid(
-            self.num_frames, self.input_size, self.input_size, self.tubelet, encoder_size(self.arch).patch
-        )
+        return TubeletGrid(self.num_frames, self.input_size, self.input_size, self.tubelet, self.encoder_size.patch)
 
     def to_config(self) -> dict[str, Any]:
         """A JSON-ready dict that `from_config` reads."""
@@ -71,28 +142,54 @@ class ModelSpec:
             raise CheckpointError(f"{source}: the model description is not understood", found=str(error)) from error
 
 
-def build_model(spec: ModelSpec, *, seed: int | None) -> MaskedAutoencoder | VisionTransformer:
-    """The model of `spec`; `seed` None leaves the parameters unset. Raises RecipeError for sizes that do not fit."""
+def build_model(spec: ModelSpec, *, seed: int | None, dtype: torch.dtype = torch.float32) -> Model:
+    """The model of `spec`; `seed` None leaves the parameters unset. Raises RecipeError for sizes that do not fit.
+
+    In another dtype than fp32 (on the CPU) the values are set one parameter at a time: an fp32 model never exists.
+    """
+    if seed is None or dtype == torch.float32:
+        return _construct(spec, seed)
+    with torch.device("meta"):
+        model = _construct(spec, None)
+    options = model.init_options()
+    fill_meta(model, lambda name, out: out.copy_(initial_value(name, out.shape, seed, **options)), dtype)
+    return model
+
+
+def _construct(spec: ModelSpec, seed: int | None) -> Model:
     if spec.task == "pretrain":
         return MaskedAutoencoder(
             spec.encoder_size,
             spec.decoder_size,
             spec.grid,
-            positions=spec.positions,
+            positions=cast("FixedKind", spec.positions),
             attention=spec.attention,
             drop_path=spec.drop_path,
+            norm_eps=spec.norm_eps,
+            last_eps=spec.pooled_eps,
             seed=seed,
         )
-    if spec.task == "classify":
-        return VisionTransformer(
-            spec.encoder_size,
-            spec.grid,
-            num_classes=spec.num_classes,
-            positions=spec.positions,
-            drop_path=spec.drop_path,
-            head_drop=spec.head_drop,
-            attention=spec.attention,
-            head_init_scale=spec.head_init_scale,
-            seed=seed,
-        )
-    raise RecipeError(f"no model is known for task {spec.task!r}", expected="pretrain or classify")
+    if spec.task not in ("classify", "detect", "anomaly"):
+        raise RecipeError(f"no model is known for task {spec.task!r}", expected="pretrain, classify, detect or anomaly")
+    shared: dict[str, Any] = {
+        "num_classes": spec.num_classes,
+        "positions": spec.positions,
+        "drop_path": spec.drop_path,
+        "head_drop": spec.head_drop,
+        "attention": spec.attention,
+        "head_init_scale": spec.head_init_scale,
+        "gelu": spec.gelu,
+        "seed": seed,
+    }
+    if spec.internvideo2:
+        return InternVideo2(spec.encoder_size, spec.grid, pool_heads=spec.pool_heads, pool_dim=spec.pool_dim, **shared)
+    return VisionTransformer(
+        spec.encoder_size,
+        spec.grid,
+        final_norm="tokens" if spec.task == "detect" else spec.final_norm,
+        cls_token=spec.cls_token,
+        pool=spec.pool,
+        norm_eps=spec.norm_eps,
+        pooled_eps=spec.pooled_eps,
+        **shared,
+    )

@@ -1,4 +1,5 @@
-"""Clip classification: all tokens of a clip -> cross-entropy with label smoothing.
+"""Clip classification: all tokens of a clip -> cross-entropy with label smoothing, on mixed clips where the batch says
+so.
 
 Legend: B batch, N tokens.
 """
@@ -39,10 +40,17 @@ class ClassifyObjective(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Loss over batch["clip"] and batch["label"]; batch["weight"] (0 = padding) weighs the clips where it is
         given.
+
+        A mixed batch has "partner_label" and "lam" [B]: the target is lam * own + (1 - lam) * the partner's, each
+        smoothed (arXiv 1710.09412, 1905.04899).
         """
         logits = self.logits(batch)
         labels, weight = batch["label"], batch.get("weight")
-        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
+        if self.training and "lam" in batch:
+            targets = mixed_targets(labels, batch["partner_label"], batch["lam"], logits.shape[1], self.label_smoothing)
+            losses = F.cross_entropy(logits, targets, reduction="none")
+        else:
+            losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
         right = (logits.detach().argmax(dim=-1) == labels).float()
         if weight is None:
             return Output(losses.mean(), {"correct": right.sum()})
@@ -72,3 +80,15 @@ class ClassifyObjective(nn.Module):
         )
         logits: Tensor = self.model.forward_patches(patches, batch.get("seed"))
         return logits.float()
+
+
+def mixed_targets(
+    labels: Tensor, partner_labels: Tensor, lam: Tensor | float, classes: int, smoothing: float = 0.0
+) -> Tensor:
+    """Soft targets float32 [B, classes]: lam * own + (1 - lam) * partner's, each smoothed by smoothing / classes."""
+
+    def smooth(values: Tensor) -> Tensor:
+        return F.one_hot(values, classes).float() * (1.0 - smoothing) + smoothing / classes
+
+    share = torch.as_tensor(lam, dtype=torch.float32, device=labels.device).reshape(-1, 1)
+    return share * smooth(labels) + (1.0 - share) * smooth(partner_labels)

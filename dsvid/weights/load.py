@@ -1,129 +1,258 @@
-"""Weights to start from: a dsvid weight folder or a VideoMAE-layout file -> tensors by our names, or a model."""
+"""Weights of any known family -> a model (`load_model`), or tensors to start training from (`open_start`)."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import fields, replace
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from dsvid.errors import CheckpointError
-from dsvid.models.mae import MaskedAutoencoder
-from dsvid.models.sizes import ENCODERS, Flavour, decoder_size
-from dsvid.models.spec import ModelSpec, build_model
-from dsvid.models.vit import VisionTransformer
-from dsvid.weights.folder import check_finite, read_config, read_state
-from dsvid.weights.videomae import LoadReport, autoencoder_state, encoder_state, read_file
+from dsvid.models.init import fill_meta, initial_value
+from dsvid.models.sizes import (
+    CLASSIFIERS,
+    CUSTOM,
+    CUSTOM_INTERNVIDEO2,
+    ENCODERS,
+    VIVIT_TRAITS,
+    EncoderSize,
+    Flavour,
+    decoder_size,
+    is_internvideo2,
+)
+from dsvid.models.spec import Model, ModelSpec, build_model
+from dsvid.weights.families import choose_family, family_names
+from dsvid.weights.family import Contents, Facts, Family
+from dsvid.weights.fit import FINAL_NORM_POLICIES, FinalNormPolicy, Fitted, fit_shapes, read_head_map
+from dsvid.weights.own import DSVID
+from dsvid.weights.report import LoadReport
+from dsvid.weights.source import open_weights
 
-FAMILIES = ("auto", "dsvid", "videomae")
+__all__ = ["LoadReport", "Start", "family_names", "load_model", "open_start"]
+
+# Names that users know -> fields of ModelSpec.
+_ALIASES = {
+    "num_heads": "heads",
+    "image_size": "input_size",
+    "img_size": "input_size",
+    "tubelet_size": "tubelet",
+    "attn_pool_num_heads": "pool_heads",
+}
+_FIELDS = frozenset(field.name for field in fields(ModelSpec))
 
 
-def initial_state(path: Path, spec: ModelSpec) -> tuple[dict[str, Tensor], LoadReport]:
-    """Tensors of `path` for the model of `spec`, and what became of each. Raises CheckpointError where they do not fit.
+class Start:
+    """Weights to start from: `names` are our parameters that the file provides; `tensor` reads one of them."""
 
-    Pre-training weights for a classifier: the encoder alone. Parameters that are not in the result keep their initial
-    values; the report names them as missing.
+    def __init__(self, fitted: Fitted) -> None:
+        self._fitted = fitted
+        self.report: LoadReport = fitted.report
+        self.names: frozenset[str] = frozenset(fitted.entries)
+
+    def tensor(self, name: str) -> Tensor:
+        """The fp32 CPU tensor of parameter `name`, read from the file now."""
+        return self._fitted.tensor(name)
+
+
+def open_start(
+    path: Path, spec: ModelSpec, *, family: str = "auto", final_norm: str = "family", head_map: str = ""
+) -> Start:
+    """The weights of `path` for the model of `spec`, every shape and every value checked, none kept in memory.
+
+    Raises CheckpointError where a tensor is missing, of another shape, not finite, or has no known use.
     """
-    state = read_state(path) if path.is_dir() else read_file(path)
-    check_finite(state, path)
-    if path.is_dir():
-        theirs = ModelSpec.from_config(read_config(path)["model"], str(path))
-        if theirs.positions != spec.positions:  # the table has no parameters, so nothing else would notice
-            raise CheckpointError(
-                f"{path} was trained with other positions",
-                found=theirs.positions,
-                expected=spec.positions,
-                fix=f"model.positions={theirs.positions}",
-            )
-    tensors, report = _fit(state, spec, str(path))
-    if report.unexpected:
+    policy = _policy(final_norm)
+    file = open_weights(path)
+    chosen, why = choose_family(file, family)
+    contents = chosen.open(file, cls_token=spec.cls_token)
+    _check_positions(contents, chosen, spec)
+    fitted = _fit(contents, chosen, spec, policy, head_map, why)
+    unexpected = fitted.report.unexpected
+    if unexpected:
         raise CheckpointError(
             f"{path} holds tensors that the model has no place for",
-            found=", ".join(report.unexpected[:6]),
+            found=", ".join(unexpected[:6]),
             expected=f"weights of {spec.arch}",
         )
-    return tensors, report
+    for name in fitted.entries:
+        fitted.tensor(name)
+    return Start(fitted)
 
 
-def _fit(state: dict[str, Tensor], spec: ModelSpec, source: str) -> tuple[dict[str, Tensor], LoadReport]:
-    with torch.device("meta"):
-        model = build_model(spec, seed=None)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    if spec.task == "pretrain":
-        return autoencoder_state(state, shapes, source)
-    return encoder_state(state, shapes, source)
+def _check_positions(contents: Contents, family: Family, spec: ModelSpec) -> None:
+    """Raise CheckpointError where the model adds another table: it has no parameters, so nothing else would notice."""
+    theirs = _facts(contents, family)["positions"]
+    if theirs == spec.positions or spec.positions == "learned" or theirs == "learned":
+        return
+    fix = f"model.positions={theirs}"
+    if family.name == "videomae" and spec.positions == "sincos_separable":
+        fix += ", or model.init_family=mvd where it is a fine-tuned file of MVD"
+    raise CheckpointError(
+        f"{contents.file.path} was trained with other positions",
+        found=f"{theirs} (family {family.name})",
+        expected=spec.positions,
+        fix=fix,
+    )
 
 
 def load_model(
     path: Path | str, family: str = "auto", num_classes: int | None = None, **overrides: Any
-) -> tuple[MaskedAutoencoder | VisionTransformer, LoadReport]:
-    """The model of a weight folder or file, with its weights, in fp32 on the CPU; and the report of the loading.
+) -> tuple[Any, LoadReport]:
+    """The model of a weight file or folder, with its weights, on the CPU, in eval mode; and the report of the loading.
 
-    `num_classes` asks for a classifier with that many classes (0: features only); without it the model is the one that
-    was trained. `overrides` change fields of `ModelSpec` (attention, drop_path, …). Raises CheckpointError.
+    `num_classes` None takes the file's own head, or none; 0 means features only. `overrides`: num_heads, num_frames,
+    image_size, tubelet, final_norm_policy (family, simple_tad, ava), attn_pool_num_heads, gelu, positions
+    ("checkpoint": the table in the file), head_map, dtype, task ("pretrain": the autoencoder), and any field of
+    `ModelSpec`. A head of another class count is left out and reported; the parameters that the file does not hold
+    start from seed 0. `model.spec` describes the model. Raises CheckpointError.
     """
-    path = Path(path)
-    if family not in FAMILIES:
-        raise CheckpointError(f"unknown checkpoint family {family!r}", expected=", ".join(FAMILIES))
-    if not path.exists():
-        raise CheckpointError(f"{path}: nothing there", expected="a weight folder of dsvid or a VideoMAE .pth file")
-    if path.is_dir():
-        state, spec = read_state(path), ModelSpec.from_config(read_config(path)["model"], str(path))
-    else:
-        state = read_file(path)
-        spec = _spec_of_file(state, path, named=num_classes is not None or "decoder_heads" in overrides)
-    check_finite(state, path)
-    if num_classes is not None:
-        spec = replace(spec, task="classify", num_classes=num_classes)
-    unknown = sorted(set(overrides) - {field.name for field in fields(ModelSpec)})
+    path = Path(path).expanduser()
+    given = {_ALIASES.get(name, name): value for name, value in overrides.items()}
+    policy = _policy(given.pop("final_norm_policy", "family"))
+    dtype = given.pop("dtype", torch.float32)
+    head_map = given.pop("head_map", "")
+    unknown = sorted(set(given) - _FIELDS)
     if unknown:
-        raise CheckpointError(f"unknown model override {unknown[0]!r}", expected="a field of ModelSpec")
-    spec = replace(spec, **overrides)
-    tensors, report = _fit(state, spec, str(path))
-    model = build_model(spec, seed=0)  # what the file does not hold (a new head) starts from its initial values
-    model.load_state_dict(tensors, strict=False)
-    return model, report
-
-
-def _spec_of_file(state: dict[str, Tensor], path: Path, *, named: bool) -> ModelSpec:
-    """What a VideoMAE pre-training file was trained as, read off its tensors; frames and size are the family's.
-
-    `named`: the caller says what the decoder is, or wants none.
-    """
-    patches = next((v for k, v in state.items() if k.endswith("patch_embed.proj.weight")), None)
-    blocks = {int(m[1]) for k in state if (m := re.match(r"(?:encoder\.)?blocks\.(\d+)\.", k))}
-    if patches is None or patches.ndim != 5 or not blocks:
         raise CheckpointError(
-            f"{path} is of no family that dsvid knows yet",
-            found=", ".join(sorted(state)[:4]),
-            expected="VideoMAE or VideoMAE V2 (encoder.patch_embed.proj.weight, encoder.blocks.0.…)",
+            f"unknown model override {unknown[0]!r}",
+            expected=f"final_norm_policy, dtype, head_map, {', '.join(_ALIASES)}, or a field of ModelSpec",
         )
-    dim, patch, depth = patches.shape[0], patches.shape[-1], max(blocks) + 1
-    arch = next((n for n, s in ENCODERS.items() if (s.dim, s.depth, s.patch) == (dim, depth, patch)), None)
-    if arch is None:
+    if not path.exists():
+        raise CheckpointError(f"{path}: nothing there", expected="a weight file or folder of a known family")
+    file = open_weights(path)
+    chosen, why = choose_family(file, family)
+    contents = chosen.open(file, cls_token=policy != "simple_tad")
+    spec = _describe(contents, chosen, given, num_classes, policy, head_map)
+    fitted = _fit(contents, chosen, spec, policy, head_map, why)
+    model = _filled(spec, fitted, dtype)
+    model.spec = spec  # type: ignore[assignment]  # plain data on a module
+    return model.eval(), fitted.report
+
+
+def _policy(name: str) -> FinalNormPolicy:
+    if name not in FINAL_NORM_POLICIES:
+        raise CheckpointError("final_norm is unknown", found=name, expected=", ".join(FINAL_NORM_POLICIES))
+    return cast("FinalNormPolicy", name)
+
+
+def _fit(
+    contents: Contents, family: Family, spec: ModelSpec, policy: FinalNormPolicy, head_map: str, why: str
+) -> Fitted:
+    with torch.device("meta"):
+        model = build_model(spec, seed=None)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return fit_shapes(
+        contents, family, shapes, task=spec.task, grid=spec.grid, final_norm=policy, head_map=head_map, why=why
+    )
+
+
+def _filled(spec: ModelSpec, fitted: Fitted, dtype: torch.dtype) -> Model:
+    """The model, one tensor at a time: beside it there is never more than the largest of them."""
+    with torch.device("meta"):
+        model = build_model(spec, seed=None)
+    options = model.init_options()
+
+    def fill(name: str, out: Tensor) -> None:
+        if name in fitted.entries:
+            fitted.read_into(name, out)
+        else:
+            out.copy_(initial_value(name, out.shape, 0, **options))
+
+    fill_meta(model, fill, dtype)
+    return model
+
+
+# ---- what a file says of its model ---------------------------------------------------------------------------------
+
+
+def _facts(contents: Contents, family: Family) -> Facts:
+    base = {"positions": family.positions, "num_frames": family.frames, "input_size": 224, "task": "classify"}
+    return base | family.describe(contents)
+
+
+def _describe(
+    contents: Contents,
+    family: Family,
+    given: Mapping[str, Any],
+    num_classes: int | None,
+    policy: FinalNormPolicy,
+    head_map: str,
+) -> ModelSpec:
+    """The spec of the model in a file, `given` fields in place of the file's own."""
+    path = contents.file.path
+    facts = _facts(contents, family) | dict(given)
+    internvideo2 = facts.pop("internvideo2", False)
+    if facts["positions"] == "checkpoint":
+        if not {"pos_embed", "encoder.pos_embed"} & set(contents.entries) and not internvideo2:
+            raise CheckpointError(f"{path} holds no position table", fix="leave positions=checkpoint out")
+        facts["positions"] = "learned_separate" if "pos_embed_spatial" in contents.entries else "learned"
+    if policy == "ava":
+        facts["final_norm"] = "tokens"
+    if num_classes is not None:
+        facts["num_classes"] = num_classes
+    elif head_map and facts["num_classes"]:
+        facts["num_classes"] = len(read_head_map(Path(head_map), facts["num_classes"], None))
+    if "arch" not in facts:
+        facts["heads"] = facts.get("heads") or _registered_heads(facts["dim"], path)
+        facts |= _architecture(facts, internvideo2)
+    if facts["task"] == "pretrain":
+        facts["num_classes"] = 0
+        facts |= {} if family is DSVID else _decoder(facts, path)
+    elif family is not DSVID:
+        facts = {name: value for name, value in facts.items() if not name.startswith("decoder")}
+    return ModelSpec(**facts)
+
+
+def _registered_heads(dim: int, path: Path) -> int:
+    """The heads of the registered sizes of this width: no tensor shows them, and wrong ones compute rubbish."""
+    known = {size.dim: size.heads for size in (*CLASSIFIERS.values(), *ENCODERS.values())}
+    if dim not in known:
         raise CheckpointError(
-            f"{path}: no registered size has this shape", found=f"width {dim}, depth {depth}, patch {patch}"
+            f"{path}: how many attention heads it has cannot be read from tensors",
+            found=f"width {dim}, which no registered size has",
+            expected="num_heads",
+            fix="give num_heads=",
         )
-    spec = ModelSpec("pretrain", arch, num_frames=16, input_size=224, tubelet=patches.shape[2])
-    decoder = {int(m[1]) for k in state if (m := re.match(r"decoder\.blocks\.(\d+)\.", k))}
-    token = state.get("mask_token")
-    if decoder and token is not None:
-        return spec if named else _with_decoder(spec, token.shape[-1], max(decoder) + 1, path)
-    return replace(spec, task="classify", num_classes=state["head.weight"].shape[0] if "head.weight" in state else 0)
+    return known[dim]
 
 
-def _with_decoder(spec: ModelSpec, dim: int, depth: int, path: Path) -> ModelSpec:
-    """The released decoder of this width and depth. No tensor shows its heads: wrong ones load and compute rubbish."""
+def _architecture(facts: Facts, internvideo2: bool) -> Facts:
+    """The registered architecture of these sizes, or "custom"."""
+    sizes = ("dim", "depth", "patch", "mlp_hidden")
+    wanted = tuple(facts[name] for name in sizes)
+    for arch, size in (ENCODERS | CLASSIFIERS).items():
+        traits = VIVIT_TRAITS if arch == "vivit_base" else {"cls_token": False}
+        if is_internvideo2(arch) != internvideo2 or _numbers(size) != wanted:
+            continue
+        if all(facts.get(name, False) == value for name, value in traits.items()):
+            heads = 0 if facts["heads"] == size.heads else facts["heads"]
+            return {"arch": arch, "heads": heads, **dict.fromkeys(sizes, 0)}
+    return {"arch": CUSTOM_INTERNVIDEO2 if internvideo2 else CUSTOM}
+
+
+def _numbers(size: EncoderSize) -> tuple[int, int, int, int]:
+    return size.dim, size.depth, size.patch, size.hidden
+
+
+def _decoder(facts: Facts, path: Path) -> Facts:
+    """The decoder's fields: a released one of this width and depth, or one whose heads are given."""
+    dim, depth = facts.get("decoder_dim", 0), facts.get("decoder_depth", 0)
+    if not dim:
+        raise CheckpointError(
+            f"{path} holds no decoder", expected="pre-training weights with VideoMAE's decoder", fix="leave task out"
+        )
+    if facts.get("decoder_heads"):
+        return {}
     flavours: tuple[Flavour, ...] = ("videomae", "videomaev2")
-    for flavour in flavours:
-        own = decoder_size(spec.arch, flavour)
-        if (own.dim, own.depth) == (dim, depth):
-            return replace(spec, decoder=flavour)
+    for flavour in flavours if facts["arch"] in ENCODERS else ():
+        own = decoder_size(facts["arch"], flavour)
+        if (own.dim, own.depth, own.hidden) == (dim, depth, facts.get("decoder_hidden", own.hidden)):
+            return {"decoder": flavour, "decoder_dim": 0, "decoder_depth": 0, "decoder_hidden": 0}
     raise CheckpointError(
-        f"{path}: the decoder is not a released one of {spec.arch}, and a file does not say how many heads it has",
+        f"{path}: the decoder is no released one, and a file does not say how many heads it has",
         found=f"width {dim}, depth {depth}",
-        fix="give decoder_dim=, decoder_depth= and decoder_heads=, or num_classes=0 for the encoder alone",
+        fix="give decoder_heads=",
     )

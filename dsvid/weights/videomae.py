@@ -1,187 +1,178 @@
-"""VideoMAE and VideoMAE V2 pre-training files (`.pth`): names of the file -> names of our models, with a full
-account.
+"""The families with VideoMAE's block and names: VideoMAE, V2, MGMAE, SMILE, SIGMA, MME, MVD, UMT.
 
-Knows the file layout and our parameter names; reads with `weights_only=True`. The names inside are canonical here
-already.
+They differ in what lies beside the encoder in a pre-training file, and in the position table.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dsvid.errors import CheckpointError
+from dsvid.tokens import UMT_GRID, TubeletGrid
+from dsvid.weights.family import Contents, Facts, Family, Shapes, facts_of_vit, find, square_grid
+from dsvid.weights.fit import FinalNormPolicy, fit_shapes
+from dsvid.weights.report import LoadReport
+from dsvid.weights.source import open_weights
 
-FinalNorm = Literal["family", "encoder_norm"]
-
-# Parts of a pre-training file that a classifier has no place for.
-_DECODER = ("decoder.", "encoder_to_decoder.", "mask_token")
-# Parts of a classifier that a pre-training file does not hold.
-_FRESH = ("fc_norm.", "head.")
-
-
-@dataclass
-class LoadReport:
-    """What became of every tensor: names of our model, except `dropped` and `unexpected`, which are names of the file.
-
-    `dropped` was left out on purpose; `missing` keeps its initial value; `unexpected` has no known use.
-    """
-
-    loaded: list[str] = field(default_factory=list)
-    reshaped: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        """One line per kind, for the log."""
-        kinds = {name: getattr(self, name) for name in ("loaded", "reshaped", "dropped", "missing", "unexpected")}
-        return [f"{kind}: {len(names)}{_some(names, kind)}" for kind, names in kinds.items()]
+DECODER = (
+    (r"decoder\.", "the decoder of pre-training"),
+    (r"encoder_to_decoder\.", "the decoder of pre-training"),
+    (r"mask_token$", "the decoder of pre-training"),
+)
+_COMPUTED_TABLE = (r"(encoder\.)?pos_embed$", "the position table is computed from the grid")
 
 
-def _some(names: list[str], kind: str) -> str:
-    if kind == "loaded" or not names:
+def _any(shapes: Shapes, *starts: str) -> str:
+    return next((name for name in shapes if name.startswith(starts)), "")
+
+
+def has_layout(shapes: Shapes) -> bool:
+    """Whether the encoder has VideoMAE's names (biases of q and v apart, none of k)."""
+    return bool(find(shapes, "encoder.blocks.0.attn.q_bias", "blocks.0.attn.q_bias"))
+
+
+def _sigma(shapes: Shapes) -> str:
+    mark = find(shapes, "prototypes", "head.0.weight")
+    return f"{mark} beside an encoder is SIGMA's" if mark and _any(shapes, "encoder.") else ""
+
+
+def _mme(shapes: Shapes) -> str:
+    mark = _any(shapes, "encoder_to_decoder.0.", "decoder.0.", "encoder_q.encoder.", "encoder.model.blocks.")
+    return f"{mark} is MME's name" if mark and has_layout(_mme_plain(shapes)) else ""
+
+
+def _mme_plain(shapes: Shapes) -> Shapes:
+    return {name.removeprefix("encoder_q.").replace("encoder.model.", "encoder."): s for name, s in shapes.items()}
+
+
+def _mvd(shapes: Shapes) -> str:
+    mark = _any(shapes, "decoder_img.", "decoder_vid.", "mask_token_img", "mask_token_vid")
+    return f"{mark} is the name of one of MVD's two decoders" if mark else ""
+
+
+def _umt(shapes: Shapes) -> str:
+    mark = _any(shapes, "clip_decoder.")
+    return f"{mark} beside VideoMAE's block is UMT's" if mark and has_layout(shapes) else ""
+
+
+def _umt_guess(shapes: Shapes) -> str:
+    kernel = shapes.get(find(shapes, "encoder.patch_embed.proj.weight", "patch_embed.proj.weight"), ())
+    if len(kernel) != 5 or kernel[2] != 1 or not has_layout(shapes):
         return ""
-    return f" ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
+    return "VideoMAE's block with tubelets of one frame: UMT alone has these"
 
 
-def read_file(path: Path | str) -> dict[str, Tensor]:
-    """The state dict inside a `.pth` file, without executing anything from it.
-
-    Raises CheckpointError for a file that is missing, damaged, holds other objects, or no tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such weight file", fix="give the path of a .pth file")
-    try:
-        # The originals store their command line in the file; no other class is let in.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged zip, a pickle of code, a text file: torch raises a different class for each
-        reason = str(error).splitlines()[0] if str(error) else ""
-        raise CheckpointError(
-            f"{path}: cannot be read as weights",
-            found=f"{type(error).__name__}: {reason}",
-            expected="a torch file that holds tensors only",
-        ) from error
-    if isinstance(content, Mapping):
-        for key in ("model", "module"):
-            if isinstance(content.get(key), Mapping):
-                content = content[key]
-                break
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        found = sorted(map(str, content))[:5] if isinstance(content, Mapping) else type(content).__name__
-        raise CheckpointError(f"{path}: holds no weights", found=found, expected="a state dict, or one under 'model'")
-    return {_plain(str(name)): value for name, value in content.items() if isinstance(value, Tensor)}
+def _smile_guess(shapes: Shapes) -> str:
+    kernel, head = shapes.get("encoder.patch_embed.proj.weight", ()), shapes.get("decoder.head.weight", ())
+    if len(kernel) != 5 or not head:
+        return ""
+    pixels = kernel[1] * kernel[2] * kernel[3] * kernel[4]
+    return f"the decoder predicts {head[0]} features of a teacher, not {pixels} pixels" if head[0] != pixels else ""
 
 
-def _plain(name: str) -> str:
-    """The name without what torch.compile and wrappers put before it."""
-    return name.removeprefix("_orig_mod.").removeprefix("backbone.")
+def _videomae_guess(shapes: Shapes) -> str:
+    if not has_layout(shapes):
+        return ""
+    if _any(shapes, "encoder."):
+        return "VideoMAE's names; files of VideoMAE V2 and MGMAE look the same, and mean the same"
+    return (
+        "VideoMAE's names, no decoder; fine-tuned files of V2, SIGMA, SMILE, MME and MGMAE look the same and mean the "
+        "same, but MVD has another position table: say family=mvd for one of its files"
+    )
 
 
-def autoencoder_state(
-    state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], source: str = "weights"
-) -> tuple[dict[str, Tensor], LoadReport]:
-    """A pre-training state dict for a MaskedAutoencoder with parameters `shapes`: encoder, decoder and mask token.
-
-    Returns fp32 tensors by our names. Raises CheckpointError for a missing parameter or another shape.
-    """
-    report = LoadReport()
-    out = _take(state, shapes, {name: name for name in state}, report, source)
-    _require(shapes, out, (), report, source)
-    return out, report
+def _has_prefix(shapes: Shapes) -> str:
+    name = _any(shapes, "encoder.")
+    return f"{name}: MVD's files have no prefix encoder." if name else ""
 
 
-def encoder_state(
-    state: Mapping[str, Tensor],
-    shapes: Mapping[str, torch.Size],
-    source: str = "weights",
-    final_norm: FinalNorm = "family",
-) -> tuple[dict[str, Tensor], LoadReport]:
-    """The encoder of a pre-training state dict for a VisionTransformer with parameters `shapes`.
-
-    `final_norm` "family": the file's `encoder.norm` is dropped and `fc_norm` starts fresh, as in the originals' own
-    loader; "encoder_norm": it becomes `fc_norm`. Returns fp32 tensors by our names; `head` and a fresh `fc_norm` are
-    reported missing. Raises CheckpointError for a missing backbone parameter or another shape.
-    """
-    report = LoadReport()
-    names: dict[str, str] = {}
-    for name in state:
-        if name.startswith(_DECODER) or (name.startswith("encoder.norm.") and final_norm == "family"):
-            report.dropped.append(name)
-        elif name.startswith("encoder.norm."):
-            names[name] = name.replace("encoder.norm.", "fc_norm.")
-        else:
-            names[name] = name.removeprefix("encoder.")
-    out = _take(state, shapes, names, report, source)
-    _require(shapes, out, _FRESH, report, source)
-    return out, report
+def _umt_facts(contents: Contents) -> Facts:
+    facts = facts_of_vit(contents)
+    table = contents.shapes.get("pos_embed") or contents.shapes.get("encoder.pos_embed")
+    sites = (224 // facts["patch"]) ** 2
+    if table and table[1] % sites == 0:
+        facts["num_frames"] = table[1] // sites * facts["tubelet"]
+    return facts
 
 
-def _take(
-    state: Mapping[str, Tensor],
-    shapes: Mapping[str, torch.Size],
-    names: Mapping[str, str],
-    report: LoadReport,
-    source: str,
-) -> dict[str, Tensor]:
-    out: dict[str, Tensor] = {}
-    for theirs, ours in names.items():
-        if ours not in shapes:
-            report.unexpected.append(theirs)
-            continue
-        tensor = state[theirs]
-        if tensor.shape != shapes[ours]:
-            raise CheckpointError(
-                f"{source}: {theirs} has another shape than the model",
-                found=list(tensor.shape),
-                expected=list(shapes[ours]),
-                fix="set model.arch, model.tubelet and model.num_classes to what the file was trained with",
-            )
-        out[ours] = tensor.float()
-        report.loaded.append(ours)
-    return out
+def _umt_grid(contents: Contents, target: TubeletGrid) -> tuple[int, int, int] | None:
+    """UMT says nowhere what its table is for: the model's own grid where it fits, else the base grid's sites."""
+    rows = (contents.shapes.get("pos_embed") or contents.shapes["encoder.pos_embed"])[1]
+    sites = UMT_GRID[1] * UMT_GRID[2]
+    if rows == target.tokens:
+        return (target.t, target.h, target.w)
+    return (rows // sites, *UMT_GRID[1:]) if rows % sites == 0 else square_grid(rows, UMT_GRID[0])
 
 
-def _require(
-    shapes: Mapping[str, torch.Size],
-    found: Mapping[str, Tensor],
-    optional: tuple[str, ...],
-    report: LoadReport,
-    source: str,
-) -> None:
-    report.missing = [name for name in shapes if name not in found]
-    lacking = [name for name in report.missing if not optional or not name.startswith(optional)]
-    if lacking:
-        raise CheckpointError(
-            f"{source}: {len(lacking)} of {len(shapes)} parameters are not in the file",
-            found=f"no {', '.join(lacking[:4])}; the file has {', '.join(report.unexpected[:3]) or 'nothing else'}",
-            expected="a VideoMAE or VideoMAE V2 pre-training file of the same depth",
-        )
+def _family(name: str, **options: object) -> Family:
+    settings: dict[str, object] = {"layout": "videomae", "positions": "sincos_flat", "describe": facts_of_vit}
+    settings |= {"dropped": (*DECODER, _COMPUTED_TABLE), **options}
+    return Family(name, **settings)  # type: ignore[arg-type]
+
+
+VIDEOMAE = _family("videomae", guess=_videomae_guess)
+VIDEOMAEV2 = _family("videomaev2")
+MGMAE = _family("mgmae")
+SMILE = _family("smile", guess=_smile_guess)
+SIGMA = _family(
+    "sigma",
+    marks=_sigma,
+    dropped=(
+        *DECODER,
+        _COMPUTED_TABLE,
+        (r"prototypes$", "SIGMA's prototypes"),
+        (r"head\.\d+\.", "SIGMA's projection of teacher features: no classifier"),
+        (r"memory", "SIGMA's memory of features"),
+    ),
+)
+MME = _family(
+    "mme",
+    marks=_mme,
+    renames=((r"^encoder_q\.", ""), (r"^encoder\.model\.", "encoder."), (r"^fc\.(weight|bias)$", r"head.\1")),
+)
+MVD = _family(
+    "mvd",
+    positions="sincos_separable",
+    marks=_mvd,
+    refuses=_has_prefix,
+    dropped=(
+        _COMPUTED_TABLE,
+        (r"decoder_(img|vid)\.", "the decoders of distillation"),
+        (r"down_(img|vid)\.", "the decoders of distillation"),
+        (r"mask_token_(img|vid)$", "the decoders of distillation"),
+        (r"pos_embed_(img|vid)$", "the decoders of distillation"),
+    ),
+)
+UMT = _family(
+    "umt",
+    positions="sincos_umt",
+    marks=_umt,
+    guess=_umt_guess,
+    describe=_umt_facts,
+    stored_grid=_umt_grid,
+    frames=8,
+    dropped=(
+        (r"clip_decoder\.", "the decoder of distillation"),
+        (r"(encoder\.)?pos_embed$", "UMT's table is computed from the grid (it is never trained)"),
+    ),
+)
 
 
 def load_autoencoder(model: nn.Module, path: Path | str) -> LoadReport:
-    """Load a pre-training file into a MaskedAutoencoder, in place."""
-    state, report = autoencoder_state(read_file(path), _shapes(model), str(path))
-    model.load_state_dict(state)
-    return report
+    """Load a VideoMAE-layout pre-training file into a MaskedAutoencoder, in place. Raises CheckpointError."""
+    return _load(model, Path(path), "pretrain", "family")
 
 
-def load_encoder(model: nn.Module, path: Path | str, final_norm: FinalNorm = "family") -> LoadReport:
-    """Load the encoder of a pre-training file into a VisionTransformer, in place; head and fresh norm stay as they
-    are.
+def load_encoder(model: nn.Module, path: Path | str, final_norm: FinalNormPolicy = "family") -> LoadReport:
+    """Load the encoder of a VideoMAE-layout file into a VisionTransformer, in place; head and a fresh norm stay as they
+    are. Raises CheckpointError.
     """
-    state, report = encoder_state(read_file(path), _shapes(model), str(path), final_norm)
-    model.load_state_dict(state, strict=False)
-    return report
+    return _load(model, Path(path), "classify", final_norm)
 
 
-def _shapes(model: nn.Module) -> dict[str, torch.Size]:
-    return {name: parameter.shape for name, parameter in model.named_parameters()}
+def _load(model: nn.Module, path: Path, task: str, final_norm: FinalNormPolicy) -> LoadReport:
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    fitted = fit_shapes(VIDEOMAE.open(open_weights(path)), VIDEOMAE, shapes, task=task, final_norm=final_norm)
+    model.load_state_dict({name: fitted.tensor(name) for name in fitted.entries}, strict=False)
+    return fitted.report

@@ -89,3 +89,84 @@ def test_flip_mirrors_with_its_probability():
     assert 70 <= flips <= 130
     assert torch.equal(augment.flip(clip, 0.0, np.random.default_rng(0)), clip)
     assert torch.equal(augment.flip(clip, 1.0, np.random.default_rng(0)), clip.flip(2))
+
+
+# ---- fine-tuning ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width"), [(120, 160), (200, 90), (64, 64)])
+def test_random_resized_crop_keeps_to_area_and_aspect(height, width):
+    area, aspect = (0.2, 0.9), (0.5, 1.5)
+    shares, ratios = [], []
+    for seed in range(400):
+        box = augment.resized_crop_box(height, width, np.random.default_rng(seed), area, aspect)
+        top, left, box_height, box_width = box
+        assert top >= 0 and left >= 0 and top + box_height <= height and left + box_width <= width
+        shares.append(box_height * box_width / (height * width))
+        ratios.append(box_width / box_height)
+    assert min(shares) > 0.2 - 0.02 and max(shares) < 0.9 + 0.02 and min(shares) < 0.25 and max(shares) > 0.5
+    assert min(ratios) > 0.5 - 0.03 and max(ratios) < 1.5 + 0.05
+    if height == width:
+        assert abs(np.mean(np.log(ratios)) - np.log(0.75) / 2) < 0.05, "the logarithm is drawn evenly"
+
+
+def test_random_resized_crop_is_one_box_for_all_frames():
+    clip = coordinates(90, 120, frames=3)
+    out = augment.random_resized_crop(clip, 32, np.random.default_rng(5))
+    assert out.shape == (3, 32, 32, 3) and out.is_contiguous()
+    assert torch.equal(out[0, ..., :2], out[2, ..., :2])
+    assert torch.equal(out, augment.random_resized_crop(clip, 32, np.random.default_rng(5)))
+    assert not torch.equal(out, augment.random_resized_crop(clip, 32, np.random.default_rng(6)))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "box"),
+    [(100, 1000, (0, 434, 100, 133)), (1000, 100, (434, 0, 133, 100)), (100, 120, (0, 0, 100, 120))],
+)
+def test_where_no_box_fits_the_largest_centred_one_is_taken(height, width, box):
+    """An area larger than the frame never fits, so that all ten tries fail."""
+    found = augment.resized_crop_box(height, width, np.random.default_rng(0), (1.5, 1.6), (0.75, 1.3333))
+    assert found == ((height - found[2]) // 2, (width - found[3]) // 2, *found[2:])
+    assert abs(found[2] - box[2]) <= 1 and abs(found[3] - box[3]) <= 1
+
+
+def test_erase_is_one_box_with_new_noise_in_every_frame_of_a_copy():
+    clip = torch.full((4, 60, 80, 3), 7, dtype=torch.uint8)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    shares, ratios = [], []
+    for seed in range(200):
+        out = augment.erase(clip, 1.0, np.random.default_rng(seed), mean=mean, std=std)
+        changed = (out != 7).any(dim=3)
+        rows, columns = changed[0].any(dim=1).nonzero(), changed[0].any(dim=0).nonzero()
+        box = changed[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        assert box.float().mean() > 0.99 and changed.sum() == box.sum(), "not one box for all frames"
+        assert not torch.equal(out[0], out[1])
+        shares.append(box[0].numel() / (60 * 80))
+        ratios.append(box.shape[1] / box.shape[2])
+    assert (clip == 7).all()
+    assert 0.015 < min(shares) < 0.06 and 0.27 < max(shares) < 0.36
+    assert min(ratios) < 0.6 and max(ratios) > 1.7 and min(ratios) > 0.28 and max(ratios) < 3.6
+
+
+def test_the_noise_of_erasing_has_the_mean_and_deviation_of_normalised_noise():
+    mean, std = (0.5, 0.4, 0.6), (0.1, 0.05, 0.15)
+    clip = torch.zeros((8, 64, 64, 3), dtype=torch.uint8)
+    pixels = []
+    for seed in range(20):
+        out = augment.erase(clip, 1.0, np.random.default_rng(seed), mean=mean, std=std, area=(0.3, 0.33))
+        pixels.append(out[(out > 0).all(dim=3)].double() / 255)
+    noise = (torch.cat(pixels) - torch.tensor(mean)) / torch.tensor(std)
+    assert noise.mean(dim=0).abs().max() < 0.02 and (noise.std(dim=0) - 1).abs().max() < 0.02
+
+
+def test_erasing_has_its_probability_and_count():
+    clip = torch.zeros((1, 40, 40, 3), dtype=torch.uint8)
+    options = {"mean": (0.5,) * 3, "std": (0.1,) * 3}
+    hit = [augment.erase(clip, 0.25, np.random.default_rng(s), **options).any().item() for s in range(600)]
+    assert 0.2 < np.mean(hit) < 0.3
+    assert augment.erase(clip, 0.0, np.random.default_rng(0), **options) is clip
+    covered = [
+        (augment.erase(clip, 1.0, np.random.default_rng(s), count=5, area=(0.5, 0.5), **options) > 0).float().mean()
+        for s in range(50)
+    ]
+    assert max(covered) <= 0.53 and min(covered) < 0.45  # several boxes share the area, and may overlap

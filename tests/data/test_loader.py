@@ -12,14 +12,16 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from numbered_videos import read_number
 
+from dsvid.data import mix, order
 from dsvid.data.loader import BadClips, TrainLoader, WorkerDied, eval_batches
 from dsvid.data.sampling import dense_centre, dense_clip, dense_test
 from dsvid.errors import DataError
-from dsvid.recipe import DataConfig
+from dsvid.recipe import AugmentConfig, DataConfig
 
 TOTAL = 8
 
@@ -147,6 +149,114 @@ def test_the_clip_shows_the_frames_that_the_rule_picks_of_the_video_that_index_n
         assert shown(batch) == [dense_centre(30, 4, 2).tolist()] * 4
     views = next(eval_batches(settings, "test", segments=3, batch=3))
     assert shown(views) == [dense_test(30, 4, 2, 3, segment).tolist() for segment in range(3)]
+
+
+# ---- augmented and mixed -------------------------------------------------------------------------------------------
+
+AUGMENT = {
+    "policy": "rand-m7-n4-mstd0.5-inc1",
+    "erase_prob": 0.5,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "mix_prob": 0.9,
+}
+
+
+def fine_tuning(clip_list: Path, **changes: object) -> DataConfig:
+    changes = {"crop": "random_resized", "flip": 0.5, "augment": AugmentConfig(**AUGMENT), **changes}
+    return config(clip_list, **changes)
+
+
+def mixed_stream(settings: DataConfig, world: int, micro: int, start: int, steps: int) -> list[list]:
+    """Like global_batches, with each clip's lam and its partner's label."""
+    found: list[list] = [[None] * TOTAL for _ in range(steps)]
+    for rank in range(world):
+        loader = TrainLoader(
+            settings, seed=3, batch_total=TOTAL, batch_micro=micro, rank=rank, world=world, start_step=start
+        )
+        batches = iter(loader)
+        for step in range(steps):
+            for number in range(TOTAL // (micro * world)):
+                first = (number * world + rank) * micro
+                batch = next(batches)
+                assert batch["partner_label"].dtype == torch.int64 and batch["lam"].dtype == torch.float32
+                mixed = zip(batch["partner_label"].tolist(), batch["lam"].tolist(), strict=True)
+                found[step][first : first + micro] = [(*a, *b) for a, b in zip(digest(batch), mixed, strict=True)]
+        loader.close()
+    return found
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_mixed_batches_depend_on_seed_and_step_only(clip_list, repeats):
+    whole = mixed_stream(fine_tuning(clip_list, num_sample=repeats), 1, 8, 0, 4)
+    # Micro-batches of one video, too: its partner then belongs to another rank's batch.
+    ways = [(1, 4, 0), (2, 4, 2), (2, 2, 0), (4, 2, 2)] + ([(8, 1, 0), (1, 1, 2)] if repeats == 1 else [(1, 2, 0)])
+    for world, micro, workers in ways:
+        settings = fine_tuning(clip_list, num_sample=repeats, num_workers=workers)
+        assert mixed_stream(settings, world, micro, 0, 2) == whole[:2]
+        assert mixed_stream(settings, world, micro, 3, 1) == whole[3:]
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_pairs_are_neighbours_in_the_stream_and_share_one_draw(clip_list, repeats):
+    kinds = set()
+    for batch, _ in zip(
+        TrainLoader(fine_tuning(clip_list, num_sample=repeats), seed=0, batch_total=8, batch_micro=8),
+        range(4),
+        strict=False,
+    ):
+        partner = mix.partners(8, repeats)
+        assert torch.equal(batch["partner_label"], batch["label"][partner])
+        assert (batch["index"][partner] != batch["index"]).sum() >= 6
+        assert torch.equal(batch["lam"], batch["lam"][partner])
+        kinds |= {bool(lam < 1) for lam in batch["lam"]}
+    assert kinds == {False, True}
+
+
+def test_both_kinds_of_mix_are_in_the_clips(clip_list):
+    """Against the same clips without mixing."""
+    plain = next(
+        iter(TrainLoader(fine_tuning(clip_list, augment=AugmentConfig()), seed=1, batch_total=8, batch_micro=8))
+    )
+    assert not {"partner_label", "lam"} & set(plain)
+    for cutmix in (0.0, 1.0):
+        how = AugmentConfig(mixup=1.0 - cutmix, cutmix=cutmix)
+        batch = next(iter(TrainLoader(fine_tuning(clip_list, augment=how), seed=1, batch_total=8, batch_micro=8)))
+        assert torch.equal(batch["seed"], plain["seed"]) and torch.equal(batch["label"], plain["label"])
+        for first in range(0, 8, 2):
+            drawn = mix.draw_mix(how, 32, 32, np.random.default_rng(order.mix(int(plain["seed"][first]), 4)))
+            pair = plain["clip"][first : first + 2]
+            if drawn.box is None:
+                wanted = drawn.lam * pair.double() + (1 - drawn.lam) * pair.flip(0).double()
+                assert float((batch["clip"][first : first + 2].double() - wanted).abs().max()) <= 0.5
+            else:
+                top, bottom, left, right = drawn.box
+                wanted = pair.clone()
+                wanted[:, :, top:bottom, left:right] = pair.flip(0)[:, :, top:bottom, left:right]
+                assert torch.equal(batch["clip"][first : first + 2], wanted)
+            assert batch["lam"][first].item() == pytest.approx(drawn.lam)
+
+
+def test_evaluation_is_never_augmented(clip_list):
+    plain, augmented = (
+        list(eval_batches(settings, "val", batch=12)) for settings in (config(clip_list), fine_tuning(clip_list))
+    )
+    assert [digest(batch) for batch in plain] == [digest(batch) for batch in augmented]
+    assert "lam" not in augmented[0]
+
+
+def test_augmenting_leaves_kept_frames_as_they_are(clip_list):
+    how = AugmentConfig(erase_prob=1.0)
+    streams = [
+        iter(
+            TrainLoader(
+                config(clip_list, crop="center", augment=how, cache_mb=mb), seed=0, batch_total=6, batch_micro=6
+            )
+        )
+        for mb in (0, 50)
+    ]
+    for _ in range(6):
+        assert digest(next(streams[0])) == digest(next(streams[1]))
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +407,7 @@ def test_workers_die_with_a_killed_parent(clip_list):
         f"""
         import time
         from dsvid.data.loader import TrainLoader
-        from dsvid.recipe import DataConfig
+        from dsvid.recipe import AugmentConfig, DataConfig
         config = DataConfig(train={str(clip_list)!r}, num_frames=4, input_size=32, num_workers=2)
         loader = TrainLoader(config, seed=0, batch_total=4, batch_micro=4)
         batches = iter(loader)

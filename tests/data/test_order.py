@@ -86,3 +86,13 @@ def test_the_numbers_do_not_change_with_versions():
     assert order.mix(0) == 0xE220A8397B1DCDAF >> 1  # splitmix64's published first output for the seed 0
     assert order.sample_seed(1, 2, 3, 4) == order.mix(1, 2, 3, 4)
     assert order.position(0, 0, np.arange(8), 8).tolist() == [3, 4, 6, 7, 2, 5, 0, 1]
+
+
+def test_a_short_pass_takes_new_places_each_epoch_and_none_twice():
+    ranks = [order.short_pass(97, 50, epoch=1, rank=rank, world=3) for rank in range(3)]
+    assert [len(rank) for rank in ranks] == [16, 16, 16]
+    together = np.concatenate(ranks)
+    assert len(set(together.tolist())) == 48 and together.max() < 97
+    assert sorted(together) != sorted(np.concatenate([order.short_pass(97, 48, epoch=2)]))
+    for everything in (0, 97, 1000):
+        assert sorted(order.short_pass(97, everything, epoch=0)) == list(range(97))

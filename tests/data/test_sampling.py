@@ -89,7 +89,7 @@ def test_every_rule_stays_inside_every_video(rule, frames):
     for seed in range(5):
         picked = sampling.train_indices(rule, frames, 16, 4.0, np.random.default_rng(seed))
         assert picked.shape == (16,) and picked.min() >= 0 and picked.max() < frames
-    for segments in (1, 2, 5):
+    for segments in (1, 2, 5, 40):  # also more segments than frames
         for segment in range(segments):
             picked = sampling.eval_indices(rule, frames, 16, 4.0, segments, segment)
             assert picked.shape == (16,) and picked.min() >= 0 and picked.max() < frames

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,9 @@ from safetensors.torch import load_file
 from dsvid import checkpoint
 from dsvid.cli import main
 from dsvid.errors import CheckpointError
+from dsvid.models.spec import ModelSpec, build_model
 from dsvid.weights.consolidate import consolidate
+from tests.distributed.conftest import free_port, must_succeed, rank_environment
 
 
 @pytest.mark.parametrize("run", [f"{kind}-z{stage}" for kind in ("fp32", "bf16") for stage in range(4)])
@@ -99,3 +103,104 @@ def test_the_engine_resumes_only_what_verifies(copy: Path) -> None:
     (copy / "checkpoints" / "step-00000010" / "mp_rank_00_model_states.pt").unlink()
     with pytest.raises(CheckpointError, match="none of 1"):
         checkpoint.newest_verified(copy / "checkpoints")
+
+
+# ---- frozen parameters and running averages ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks train an encoder whose first half rests, at each stage; z0.pt … z3.pt are what the engine holds."""
+    out = tmp_path_factory.mktemp("frozen")
+    port = free_port()
+    command = [sys.executable, str(Path(__file__).with_name("partly_frozen.py")), str(out)]
+    ranks = [
+        subprocess.Popen(command, env=rank_environment(rank, 2, port), stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT, text=True)
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        must_succeed([(process.wait(timeout=300), process.stdout.read()) for process in ranks])  # type: ignore[union-attr]
+    finally:
+        for process in ranks:
+            process.kill()
+    return out
+
+
+def rests(name: str) -> bool:
+    return name.startswith(("blocks.0.", "blocks.1.", "patch_embed."))
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_what_rests_comes_whole_beside_what_was_trained(stage: int, frozen: Path) -> None:
+    held = torch.load(frozen / f"z{stage}.pt", weights_only=True)
+    start = build_model(ModelSpec("classify", "vit_micro", 4, 16, num_classes=3), seed=1).state_dict()
+    ours = consolidate(frozen / f"z{stage}")
+    assert ours.keys() == held.keys() == start.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, held[name]), name
+        if rests(name):
+            assert torch.equal(tensor, start[name].bfloat16().float()), name
+        else:
+            assert not torch.equal(tensor, tensor.bfloat16().float()), f"{name}: a rounded copy, not the master"
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_averages_take_the_masters_place(stage: int, frozen: Path) -> None:
+    held = torch.load(frozen / f"z{stage}.pt", weights_only=True)
+    ours = consolidate(frozen / f"z{stage}", weights="ema")
+    assert ours.keys() == held.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, held[name] if rests(name) else held[name] + 1), name
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_missing_average_is_named(stage: int, frozen: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "z"
+    shutil.copytree(frozen / f"z{stage}", folder)
+    (folder / "ema_rank_00000.pt").unlink()
+    with pytest.raises(CheckpointError, match="ema_rank_00000.pt"):
+        consolidate(folder, weights="ema")
+
+
+def test_a_missing_part_of_what_rests_is_an_error(frozen: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "z"
+    shutil.copytree(frozen / "z3", folder)
+    next(folder.glob("zero_pp_rank_1_*model_states.pt")).unlink()
+    with pytest.raises(CheckpointError, match="incomplete"):
+        consolidate(folder)
+
+
+# ---- other layouts -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_without_averages_has_none_to_give(
+    stages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["consolidate", str(stages / "fp32-z2"), str(tmp_path / "w"), "--weights", "ema"]) == 2
+    assert "no running averages" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["hf", "videomae"])
+def test_positions_that_a_layout_does_not_have_are_refused(
+    layout: str, stages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["consolidate", str(stages / "fp32-z2"), str(tmp_path / "w"), "--to", layout]) == 2
+    assert "sincos_separable" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("layout", ["hf", "videomae"])
+def test_a_run_goes_straight_to_another_layout(layout: str, stages: Path, tmp_path: Path) -> None:
+    shutil.copytree(stages / "bf16-z2", tmp_path / "run")
+    recipe = tmp_path / "run" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("sincos_separable", "sincos_flat"))
+    assert main(["consolidate", str(tmp_path / "run"), str(tmp_path / "w"), "--to", layout]) == 0
+    theirs = load_file(stages / "bf16-z2" / "weights" / "model.safetensors")
+    if layout == "videomae":
+        ours = torch.load(tmp_path / "w", weights_only=True)["model"]
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        return
+    ours = load_file(tmp_path / "w" / "model.safetensors")
+    assert torch.equal(ours["decoder.head.weight"], theirs["decoder.head.weight"])
+    assert json.loads((tmp_path / "w" / "config.json").read_text())["architectures"] == ["VideoMAEForPreTraining"]

@@ -3,10 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.data.mixup import mixup_target
 from torch import Tensor
 
 from dsvid.models import EncoderSize, VisionTransformer
 from dsvid.objectives import ClassifyObjective
+from dsvid.objectives.classify import mixed_targets
 from dsvid.objectives.pretrain import IMAGENET_MEAN, IMAGENET_STD
 from dsvid.tokens import TubeletGrid
 
@@ -59,3 +61,31 @@ def test_it_learns_a_few_clips(cast: bool) -> None:
         optimizer.step()
     assert out.loss.dtype == torch.float32
     assert float(out.logs["correct"]) == 4
+
+
+def _mixed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return batch | {"partner_label": batch["label"].flip(0), "lam": torch.tensor([0.7, 0.7, 1.0, 0.4])}
+
+
+def test_the_targets_of_a_mixed_batch_are_mixed() -> None:
+    objective, batch = _objective(label_smoothing=0.1), _mixed(_batch())
+    logits = objective.logits(batch)
+    onehot, other = (F.one_hot(batch[key], 5) * 0.9 + 0.1 / 5 for key in ("label", "partner_label"))
+    lam = batch["lam"][:, None]
+    expected = -((lam * onehot + (1 - lam) * other) * logits.log_softmax(1))
+    assert float(objective(batch).loss.detach()) == pytest.approx(float(expected.sum(1).mean().detach()), rel=1e-5)
+
+
+def test_evaluation_never_mixes() -> None:
+    objective, batch = _objective(label_smoothing=0.1), _batch()
+    objective.eval()
+    assert float(objective(_mixed(batch)).loss.detach()) == float(objective(batch).loss.detach())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_targets_are_timms(smoothing: float) -> None:
+    labels = torch.tensor([0, 3, 2, 1])
+    ours = mixed_targets(labels, labels.flip(0), 0.3, 5, smoothing)
+    assert torch.allclose(ours, mixup_target(labels, 5, 0.3, smoothing), atol=1e-6)
+    each = mixed_targets(labels, labels.flip(0), torch.tensor([1.0, 0.3, 0.7, 0.0]), 5, smoothing)
+    assert torch.allclose(each[1], ours[1]) and torch.allclose(each.sum(dim=1), torch.ones(4))

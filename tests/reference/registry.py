@@ -1,7 +1,8 @@
 """Which checker reads which kind of reference case, and where cases are found.
 
 A checker takes the folder of a case and raises (AssertionError or a DsvidError) where ours differs. A family adds its
-own with `@checks("its system name")` in a module that `test_cases.py` imports.
+own with `@checks("its system name")` in a module that `test_cases.py` imports; cases that name neither a system nor a
+kind nor a family are told apart by what they hold, with `@recognises(predicate)`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 Checker = Callable[[Path, dict[str, Any]], None]
+Predicate = Callable[[dict[str, Any]], bool]
 CHECKERS: dict[str, Checker] = {}
+RECOGNISED: list[tuple[Predicate, Checker]] = []
 
 
 class UnknownKind(AssertionError):
@@ -32,10 +35,25 @@ def checks(*kinds: str) -> Callable[[Checker], Checker]:
     return register
 
 
+def recognises(predicate: Predicate) -> Callable[[Checker], Checker]:
+    """Register a checker for the cases without `system`, `kind` and `family` of which `predicate` is true."""
+
+    def register(checker: Checker) -> Checker:
+        RECOGNISED.append((predicate, checker))
+        return checker
+
+    return register
+
+
 def check_case(folder: Path) -> None:
     """Run the checker of the case in `folder`."""
     case = json.loads((folder / "case.json").read_text())
     kind = case.get("system") or case.get("kind") or case.get("family")
+    if kind is None:
+        found = [checker for predicate, checker in RECOGNISED if predicate(case)]
+        if len(found) == 1:
+            found[0](folder, case)
+            return
     if kind not in CHECKERS:
         raise UnknownKind(f"{folder}: no checker for cases of kind {kind!r}; known: {', '.join(sorted(CHECKERS))}")
     CHECKERS[kind](folder, case)

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-import check_masks  # noqa: F401  registers its checkers
+import check_anomaly  # noqa: F401  registers its checkers
+import check_backbones  # noqa: F401
+import check_finetuning  # noqa: F401
+import check_masks  # noqa: F401
 import check_pretraining  # noqa: F401
 import pytest
 from registry import check_case, find_cases

@@ -1,18 +1,21 @@
-"""Weights to start from: folders, files, and what must not load in silence."""
+"""Weights to start from and models from files: folders, files, and what must not load in silence."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from dsvid.errors import CheckpointError
 from dsvid.models.spec import ModelSpec, build_model
 from dsvid.weights import load_model
 from dsvid.weights.folder import read_state, write_folder
-from dsvid.weights.load import initial_state
+from dsvid.weights.load import family_names, open_start
 
 PRETRAIN = ModelSpec("pretrain", "vit_micro", 4, 16, positions="sincos_separable")
 CLASSIFY = replace(PRETRAIN, task="classify", num_classes=5)
@@ -25,67 +28,259 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "w"
 
 
+def _write(path: Path, state: dict[str, Tensor], spec: ModelSpec) -> Path:
+    write_folder(path, state, {"model": spec.to_config()})
+    return path
+
+
 def test_a_folder_comes_back_as_the_same_model(folder: Path) -> None:
-    model, report = load_model(folder)
+    model, report = load_model(folder, task="pretrain")
     assert not report.missing and not report.unexpected
+    assert model.spec == PRETRAIN
     expected = build_model(PRETRAIN, seed=7).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
+def test_without_a_task_a_pre_training_folder_gives_features(folder: Path) -> None:
+    model, report = load_model(folder)
+    video = torch.randn(2, 3, 4, 16, 16)
+    assert model.num_classes == 0 and model.forward_features(video).shape == (2, 128)
+    assert torch.equal(model(video), model.forward_features(video))
+    assert report.dropped["mask_token"] == "the decoder of pre-training"
+    assert report.missing == ["fc_norm.weight", "fc_norm.bias"]
+
+
+def test_a_run_folder_means_its_weights(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    folder.rename(run / "weights")
+    (run / "recipe.yaml").write_text("task: pretrain\n")
+    model, report = load_model(run, task="pretrain")
+    assert report.family == "dsvid" and model.spec == PRETRAIN
+
+
 def test_a_classifier_takes_the_encoder_and_names_what_starts_fresh(folder: Path) -> None:
-    state, report = initial_state(folder, CLASSIFY)
-    assert set(report.missing) == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
-    assert torch.equal(state["blocks.2.mlp.fc1.weight"], read_state(folder)["encoder.blocks.2.mlp.fc1.weight"])
+    start = open_start(folder, CLASSIFY)
+    assert set(start.report.missing) == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
+    assert not start.names & set(start.report.missing)
+    name = "blocks.2.mlp.fc1.weight"
+    assert torch.equal(start.tensor(name), read_state(folder)[f"encoder.{name}"])
+    assert torch.equal(start.tensor(name), start.tensor(name))
     model, _ = load_model(folder, num_classes=5)
     video = torch.randn(2, 3, 4, 16, 16)
     assert model(video).shape == (2, 5)
-    assert model.forward_features(video).shape == (2, 128)
 
 
-def test_other_positions_do_not_load_in_silence(folder: Path) -> None:
+def test_a_config_written_before_the_newer_fields_is_read(folder: Path) -> None:
+    old = {"task", "arch", "num_frames", "input_size", "tubelet", "num_classes", "positions", "drop_path", "head_drop",
+           "head_init_scale", "attention", "decoder", "decoder_dim", "decoder_depth", "decoder_heads"}  # fmt: skip
+    config = json.loads((folder / "config.json").read_text())
+    config["model"] = {name: value for name, value in config["model"].items() if name in old}
+    assert config["model"].keys() == old
+    (folder / "config.json").write_text(json.dumps(config))
+    model, _ = load_model(folder, task="pretrain")
+    assert model.spec == PRETRAIN
+
+
+def test_other_positions_do_not_load_in_silence(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="other positions") as caught:
-        initial_state(folder, replace(PRETRAIN, positions="sincos_flat"))
+        open_start(folder, replace(PRETRAIN, positions="sincos_flat"))
     assert caught.value.fix == "model.positions=sincos_separable"
+    torch.save({"module": build_model(CLASSIFY, seed=1).state_dict()}, tmp_path / "f.pth")
+    with pytest.raises(CheckpointError, match="other positions") as caught:
+        open_start(tmp_path / "f.pth", CLASSIFY)
+    assert "init_family=mvd" in str(caught.value.fix)
+    assert open_start(tmp_path / "f.pth", CLASSIFY, family="mvd").report.family == "mvd"
 
 
-@pytest.mark.parametrize("damage", ["nan", "missing", "extra", "shape"])
+@pytest.mark.parametrize("damage", ["nan", "inf", "missing", "extra", "shape"])
 def test_weights_that_do_not_fit_are_named(damage: str, folder: Path, tmp_path: Path) -> None:
     state = read_state(folder)
     name = "encoder.blocks.1.attn.q_bias"
-    if damage == "nan":
-        state[name][0] = float("nan")
+    if damage in ("nan", "inf"):
+        state[name][0] = float(damage)
     elif damage == "missing":
         del state[name]
     elif damage == "extra":
-        state["encoder.blocks.1.attn.k_bias"] = torch.zeros(3)
-        name = "k_bias"
+        state["encoder.blocks.1.attn.scale"] = torch.zeros(3)
+        name = "scale"
     else:
         state[name] = torch.zeros(7)
-    write_folder(tmp_path / "damaged", state, {"model": PRETRAIN.to_config()})
-    with pytest.raises(CheckpointError, match=name.split(".")[-1]):
-        initial_state(tmp_path / "damaged", PRETRAIN)
+    _write(tmp_path / "damaged", state, PRETRAIN)
+    for spec in (PRETRAIN, CLASSIFY):
+        with pytest.raises(CheckpointError, match=name.split(".")[-1]):
+            open_start(tmp_path / "damaged", spec)
+    if damage == "extra":
+        _, report = load_model(tmp_path / "damaged")
+        assert report.unexpected == ["encoder.blocks.1.attn.scale"]
+    else:
+        with pytest.raises(CheckpointError, match=name.split(".")[-1]):
+            load_model(tmp_path / "damaged", task="pretrain")
+
+
+@pytest.mark.parametrize("name", ["patch_embed.proj.bias", "blocks.3.mlp.fc2.weight", "blocks.0.norm1.bias"])
+def test_each_backbone_key_is_needed(name: str, tmp_path: Path) -> None:
+    spec = replace(CLASSIFY, positions="sincos_flat")
+    state = build_model(spec, seed=1).state_dict()
+    del state[name]
+    torch.save({"module": state}, tmp_path / "f.pth")
+    with pytest.raises(CheckpointError, match=name):
+        load_model(tmp_path / "f.pth", num_frames=4, image_size=16)
+
+
+# ---- heads ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture()
+def fine_tuned(tmp_path: Path) -> Path:
+    torch.save(
+        {"module": build_model(replace(CLASSIFY, positions="sincos_flat"), seed=4).state_dict()}, tmp_path / "f.pth"
+    )
+    return tmp_path / "f.pth"
+
+
+def _own(path: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(path, weights_only=True)["module"]
+    return state
+
+
+@pytest.mark.parametrize(("classes", "expected"), [(None, 5), (5, 5), (7, 7), (0, 0)])
+def test_the_head_is_taken_for_as_many_classes_only(classes: int | None, expected: int, fine_tuned: Path) -> None:
+    model, report = load_model(fine_tuned, num_classes=classes)
+    assert model.num_classes == expected
+    if expected == 5:
+        assert torch.equal(model.head.weight, _own(fine_tuned)["head.weight"])
+    elif expected == 7:
+        assert "5 classes, the model has 7" in report.dropped["head.weight"]
+        assert {"head.weight", "head.bias"} <= set(report.missing)
+    else:
+        assert report.dropped["head.bias"] == "the model has no head" and not report.missing
+
+
+@pytest.mark.parametrize("text", ["[4, 0, 4]", "4 # of five\n\n# none\n0\n4\n"])
+def test_a_head_map_chooses_rows(text: str, fine_tuned: Path, tmp_path: Path) -> None:
+    (tmp_path / "map").write_text(text)
+    expected = _own(fine_tuned)["head.weight"][[4, 0, 4]]
+    for classes in (3, None):
+        model, report = load_model(fine_tuned, num_classes=classes, head_map=str(tmp_path / "map"))
+        assert torch.equal(model.head.weight, expected)
+    assert report.reshaped["head.bias"] == "3 of 5 classes by map"
+    spec = replace(CLASSIFY, positions="sincos_flat", num_classes=3)
+    assert torch.equal(open_start(fine_tuned, spec, head_map=str(tmp_path / "map")).tensor("head.weight"), expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("[0, 1]", "2 entries"),
+        ("[0, 1, 5]", "class 5"),
+        ("0\n1\n-1", "class -1"),
+        ("one\ntwo\n", "one"),
+        ("[true]", "True"),
+    ],
+)
+def test_a_head_map_that_does_not_fit_is_refused(text: str, match: str, fine_tuned: Path, tmp_path: Path) -> None:
+    (tmp_path / "map").write_text(text)
+    with pytest.raises(CheckpointError, match=match):
+        load_model(fine_tuned, num_classes=3, head_map=str(tmp_path / "map"))
+
+
+def test_a_head_map_without_a_head_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "map").write_text("[0]")
+    with pytest.raises(CheckpointError, match="has no head"):
+        load_model(folder, num_classes=1, head_map=str(tmp_path / "map"))
+
+
+# ---- what a file says of its model ---------------------------------------------------------------------------------
 
 
 def test_a_released_layout_gets_the_released_heads(tmp_path: Path) -> None:
     # 64 dims a head would give the micro decoder 1 head: the tensors fit, the predictions would be wrong.
     spec = replace(PRETRAIN, num_frames=16, input_size=224, positions="sincos_flat")
     torch.save({"model": build_model(spec, seed=3).state_dict()}, tmp_path / "p.pth")
-    model, _ = load_model(tmp_path / "p.pth")
-    assert model.decoder_size.heads == 2  # type: ignore[union-attr]
+    model, _ = load_model(tmp_path / "p.pth", task="pretrain")
+    assert model.decoder_size.heads == 2 and model.spec.arch == "vit_micro"
 
 
 def test_an_unknown_decoder_is_asked_for(tmp_path: Path) -> None:
     odd = replace(PRETRAIN, num_frames=16, input_size=224, positions="sincos_flat", decoder_depth=1)
     torch.save({"model": build_model(odd, seed=3).state_dict()}, tmp_path / "p.pth")
     with pytest.raises(CheckpointError, match="how many heads"):
-        load_model(tmp_path / "p.pth")
-    model, _ = load_model(tmp_path / "p.pth", decoder_depth=1, decoder_heads=2)
-    assert model.decoder_size.depth == 1  # type: ignore[union-attr]
-    features, _ = load_model(tmp_path / "p.pth", num_classes=0)
-    assert features.num_classes == 0  # type: ignore[union-attr]
+        load_model(tmp_path / "p.pth", task="pretrain")
+    model, _ = load_model(tmp_path / "p.pth", task="pretrain", decoder_heads=2)
+    assert model.decoder_size.depth == 1
+    features, _ = load_model(tmp_path / "p.pth")
+    assert features.num_classes == 0
 
 
-@pytest.mark.parametrize(("path", "family"), [("nowhere", "auto"), (".", "resnet")])
+def test_a_file_without_a_decoder_is_no_autoencoder(fine_tuned: Path) -> None:
+    with pytest.raises(CheckpointError, match="no decoder"):
+        load_model(fine_tuned, task="pretrain")
+
+
+def test_heads_of_a_width_that_is_not_registered_are_asked_for(tmp_path: Path) -> None:
+    spec = ModelSpec("classify", "custom", 4, 16, dim=48, depth=2, heads=3, patch=8, mlp_hidden=100, num_classes=3)
+    model = build_model(spec, seed=2).eval()
+    torch.save(model.state_dict(), tmp_path / "c.pth")
+    with pytest.raises(CheckpointError, match="num_heads"):
+        load_model(tmp_path / "c.pth")
+    loaded, _ = load_model(tmp_path / "c.pth", num_heads=3, num_frames=4, image_size=16)
+    assert asdict(loaded.spec) == asdict(spec)
+    video = torch.randn(1, 3, 4, 16, 16)
+    assert torch.equal(loaded(video), model(video))
+
+
+def test_other_heads_than_the_registered_ones_are_obeyed(fine_tuned: Path) -> None:
+    model, _ = load_model(fine_tuned, num_heads=8)
+    assert model.spec.arch == "vit_micro" and model.spec.encoder_size.heads == 8
+    assert load_model(fine_tuned)[0].spec.encoder_size.heads == 4
+
+
+def test_frames_and_size_follow_the_overrides(fine_tuned: Path) -> None:
+    model, _ = load_model(fine_tuned, num_frames=4, image_size=24)
+    assert model(torch.randn(1, 3, 4, 24, 24)).shape == (1, 5)
+    assert load_model(fine_tuned)[0].grid.frames == 16
+
+
+@pytest.mark.parametrize("policy", ["simple_tad", "family"])
+def test_the_final_norm_policy_of_training(policy: str, folder: Path) -> None:
+    start = open_start(folder, CLASSIFY, final_norm=policy)
+    assert ("fc_norm.weight" in start.names) == (policy == "simple_tad")
+    detect = replace(PRETRAIN, task="detect")
+    assert torch.equal(open_start(folder, detect).tensor("norm.weight"), read_state(folder)["encoder.norm.weight"])
+    with pytest.raises(CheckpointError, match="final_norm=ava"):
+        open_start(folder, CLASSIFY, final_norm="ava")
+    with pytest.raises(CheckpointError, match="final_norm is unknown"):
+        open_start(folder, CLASSIFY, final_norm="none")
+
+
+def test_a_model_in_half_precision(folder: Path) -> None:
+    model, _ = load_model(folder, num_classes=3, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model(torch.randn(1, 3, 4, 16, 16)).isfinite().all()
+
+
+def test_values_that_the_wanted_type_cannot_hold_are_named(folder: Path, tmp_path: Path) -> None:
+    state = read_state(folder)
+    state["encoder.blocks.1.attn.q_bias"][3] = 1e6
+    _write(tmp_path / "large", state, PRETRAIN)
+    load_model(tmp_path / "large", dtype=torch.bfloat16)
+    with pytest.raises(CheckpointError, match="q_bias"):
+        load_model(tmp_path / "large", dtype=torch.float16)
+
+
+@pytest.mark.parametrize(("path", "family"), [("nowhere", "auto"), (".", "auto"), (".", "resnet")])
 def test_nothing_there_and_unknown_families(path: str, family: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         load_model(tmp_path / path, family=family)
+
+
+@pytest.mark.parametrize("override", [{"num_layers": 3}, {"final_norm_policy": "other"}, {"positions": "checkpoint"}])
+def test_overrides_that_mean_nothing_are_refused(override: dict[str, Any], fine_tuned: Path) -> None:
+    with pytest.raises(CheckpointError):
+        load_model(fine_tuned, **override)
+
+
+def test_every_family_of_the_contract_is_there() -> None:
+    expected = "videomae videomaev2 vivit mvd umt internvideo2 smile mme sigma mgmae hf dsvid"
+    assert set(family_names()) == set(expected.split())

@@ -10,7 +10,8 @@ import torch
 from dsvid.errors import CheckpointError
 from dsvid.models import DecoderSize, EncoderSize, MaskedAutoencoder, VisionTransformer
 from dsvid.tokens import TubeletGrid
-from dsvid.weights.videomae import load_autoencoder, load_encoder, read_file
+from dsvid.weights.source import open_weights
+from dsvid.weights.videomae import load_autoencoder, load_encoder
 
 GRID = TubeletGrid(4, 16, 24, 2, 8)
 ENCODER, DECODER = EncoderSize(32, 2, 2, 8), DecoderSize(16, 1, 2)
@@ -64,7 +65,7 @@ def test_the_encoder_goes_to_the_classifier_and_the_rest_is_named(tmp_path: Path
 
 def test_the_other_norm_policy_keeps_the_encoder_norm(tmp_path: Path) -> None:
     source, model = _trained(), _classifier()
-    report = load_encoder(model, _write(tmp_path / "w.pth", source.state_dict()), final_norm="encoder_norm")
+    report = load_encoder(model, _write(tmp_path / "w.pth", source.state_dict()), final_norm="simple_tad")
     assert torch.equal(model.state_dict()["fc_norm.weight"], source.encoder.state_dict()["norm.weight"])
     assert sorted(report.missing) == ["head.bias", "head.weight"]
 
@@ -108,19 +109,19 @@ class _Payload:
 def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     torch.save({"model": _trained().state_dict(), "extra": _Payload()}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        read_file(tmp_path / "w.pth")
+        open_weights(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights", pickle.dumps({"model": 3})])
 def test_files_that_hold_no_weights(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"w\.pth"):
-        read_file(tmp_path / "w.pth")
+        open_weights(tmp_path / "w.pth")
 
 
 def test_a_missing_file_and_a_file_without_tensors(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such"):
-        read_file(tmp_path / "none.pth")
+        open_weights(tmp_path / "none.pth")
     torch.save({"epoch": 3}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="holds no weights"):
-        read_file(tmp_path / "w.pth")
+        open_weights(tmp_path / "w.pth")

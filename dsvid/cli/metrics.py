@@ -1,0 +1,46 @@
+"""`dsvid metrics views FILES…`: accuracy from the score files of a multi-view test, without a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the subcommand."""
+    kinds = parser.add_subparsers(dest="metric", metavar="METRIC", required=True)
+    views = kinds.add_parser(
+        "views",
+        help="top-1 and top-5 of the merged views of each video",
+        description="Merge score files (a line: name [logit, …] label chunk crop) and print the accuracy.",
+        allow_abbrev=False,
+    )
+    views.add_argument("files", nargs="+", type=Path, metavar="FILES", help="score files, or their folder")
+    views.add_argument("--merge", choices=("prob", "score"), default="prob",
+                       help="average probabilities (default) or logits")  # fmt: skip
+    views.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the result here too")
+    views.epilog = "example: dsvid metrics views 0.txt 1.txt --merge prob"
+
+
+def run(args: argparse.Namespace) -> None:
+    """Merge and print."""
+    from dsvid.errors import DataError
+    from dsvid.metrics.views import merge_files, score_files
+
+    paths = [path for given in args.files for path in (score_files(given) if given.is_dir() else [given])]
+    try:
+        merged = merge_files(paths, args.merge)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError("a score file cannot be read", found=str(error), expected="the text files of a test") from error
+    top1, top5 = merged.accuracy()
+    short = int((merged.missing > 0).sum())
+    result = {
+        "videos": len(merged.names), "top1": top1, "top5": top5, "merge": args.merge,
+        "videos_with_missing_views": short, "repeated_views": merged.repeated,
+    }  # fmt: skip
+    print(f"top1 {top1:.2f} top5 {top5:.2f} over {len(merged.names)} videos, {args.merge} of the views averaged")
+    if short or merged.repeated:
+        print(f"{short} videos lack views; {merged.repeated} views came twice and were counted once")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

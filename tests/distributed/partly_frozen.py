@@ -1,0 +1,104 @@
+"""One rank: train a tiny encoder whose first blocks rest, at every ZeRO stage, save DeepSpeed's files, and beside them
+what the engine itself holds; averages stand there as the masters with 1 added.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import deepspeed
+import torch
+
+from dsvid import engine as ds
+from dsvid.models.spec import ModelSpec, build_model
+from dsvid.runtime import pick_device, read_ranks
+
+SPEC = ModelSpec("classify", "vit_micro", 4, 16, num_classes=3)
+
+
+def rests(name: str) -> bool:
+    return name.startswith(("blocks.0.", "blocks.1.", "patch_embed."))
+
+
+def build(stage: int) -> torch.nn.Module:
+    if stage < 3:
+        model = build_model(SPEC, seed=1)
+    else:
+        with deepspeed.zero.Init(config_dict_or_path=settings(stage)):
+            model = build_model(SPEC, seed=None)
+        whole = build_model(SPEC, seed=1).state_dict()
+        ds.fill_parameters(model, lambda name, _: whole[name])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not rests(name))
+    return model
+
+
+def settings(stage: int) -> dict[str, object]:
+    return {
+        "train_micro_batch_size_per_gpu": 2,
+        "zero_optimization": {"stage": stage},
+        "bf16": {"enabled": True},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def whole_weights(model: torch.nn.Module, stage: int) -> dict[str, torch.Tensor]:
+    """fp32 masters of what moves, the engine's own copy of what rests."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    out = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and stage:
+            out[name] = safe_get_full_fp32_param(parameter).clone()
+        elif stage == 3:
+            with deepspeed.zero.GatheredParameters([parameter]):
+                out[name] = parameter.data.float().clone()
+        else:
+            out[name] = parameter.data.float().clone()
+    return out
+
+
+def averages(engine: object, stage: int) -> list[object]:
+    optimizer = engine.optimizer  # type: ignore[attr-defined]
+    if stage == 0:
+        return [[master.detach() + 1 for master in group] for group in optimizer.fp32_groups]
+    name = "fp32_partitioned_groups_flat" if stage == 3 else "single_partition_of_fp32_groups"
+    groups = [flat.detach() + 1 for flat in getattr(optimizer, name)]
+    return groups if stage == 1 else [[flat] for flat in groups]  # both forms are understood
+
+
+def main(out: Path) -> None:
+    ranks = read_ranks()
+    ds.start_distributed(pick_device(ranks), ranks)
+    for stage in range(4):
+        model = build(stage)
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        halves = [names[: len(names) // 2], names[len(names) // 2 :]]  # two groups, as with and without decay
+        parameters = dict(model.named_parameters())
+        groups = [{"params": [parameters[name] for name in half]} for half in halves]
+        optimizer = torch.optim.AdamW(groups, lr=1e-2)
+        engine, *_ = deepspeed.initialize(model=model, config=settings(stage), optimizer=optimizer)
+        for step in range(2):
+            torch.manual_seed(10 * step + ranks.rank)
+            loss = engine(torch.randn(2, 3, 4, 16, 16)).float().square().mean()
+            engine.backward(loss)
+            engine.step()
+        engine.save_checkpoint(str(out), tag=f"z{stage}", save_latest=False)
+        torch.save({"groups": averages(engine, stage)}, out / f"z{stage}" / f"ema_rank_{ranks.rank:05d}.pt")
+        if stage == 0:
+            masters = {
+                name: master
+                for half, group in zip(halves, engine.optimizer.fp32_groups, strict=True)
+                for name, master in zip(half, group, strict=True)
+            }
+            held = {**whole_weights(engine.module, 0), **{k: v.detach().float() for k, v in masters.items()}}
+        else:
+            held = whole_weights(engine.module, stage)
+        if ranks.first:
+            torch.save(held, out / f"z{stage}.pt")
+            (out / f"z{stage}" / "manifest.json").write_text(json.dumps({"groups": halves}))
+        torch.distributed.barrier()
+
+
+main(Path(sys.argv[1]))
