@@ -36,12 +36,13 @@ class MovingAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, the model computes with the average; training goes on unchanged behind it. A collective."""
+        """Inside, the model computes with the average; training goes on unchanged behind it. A collective.
+
+        Not undone where the inside fails: the other ranks are not there for a collective, and the run ends.
+        """
         self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
+        yield
+        self._swap()
 
     @torch.no_grad()
     def _swap(self) -> None:

@@ -66,6 +66,10 @@ class RunFolder:
         self.weights_average = out / "weights_ema"
         self.weights_best = out / "weights_best"
 
+    def has_checkpoints(self) -> bool:
+        """Whether a checkpoint, good or bad, is there."""
+        return any(self.checkpoints.glob("step-*"))
+
     def prepare(self, recipe: Recipe, config: dict[str, Any], resume: str) -> None:
         """Check that the folder is writable and this run's own. Raises CheckpointError; writes nothing."""
         if self.out.exists() and not self.out.is_dir():
@@ -86,7 +90,8 @@ class RunFolder:
             )
         if held and not before.is_file():
             raise CheckpointError(f"--out {self.out} holds checkpoints but no recipe.yaml", fix="another --out")
-        if before.is_file():
+        begun = held or (self.metrics.is_file() and self.metrics.stat().st_size > 0)
+        if before.is_file() and begun:  # a start that failed before its first line leaves nothing to protect
             self._check_same_run(before, recipe, config)
         foreign = [p.name for p in self.out.iterdir()] if self.out.is_dir() and not before.is_file() else []
         if foreign:

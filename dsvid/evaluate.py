@@ -25,15 +25,18 @@ SHOWN_CLASSES = 60  # a confusion picture of more classes is shrunk, and unlabel
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Averaged scores [videos, classes] (zero rows where no view could be read), labels, and views per video.
+    """Averaged scores [videos, classes] (zero rows where no view could be read), labels, and views read per video.
 
-    `merge` says what was averaged: "prob", softmax probabilities, or "score", logits.
+    `asked` is the number of views of a video; `short` names videos with fewer frames than a clip shows, whose frames
+    were repeated. `merge` says what was averaged: "prob", softmax probabilities, or "score", logits.
     """
 
     scores: NDArray[np.float64]
     labels: NDArray[np.int64]
     views: NDArray[np.int64]
     unreadable: list[dict[str, Any]]
+    asked: int
+    short: list[str]
     merge: Merge = "prob"
 
     @property
@@ -54,7 +57,7 @@ class Evaluation:
     def numbers(self) -> dict[str, Any]:
         """top1, top5 and the mean over classes in percent, over the videos that could be read, and how many could not.
 
-        `views_missing` counts views of readable videos that could not be read.
+        `views_missing` counts views of readable videos that could not be read, `short_videos` repeat frames.
         """
         read = self.views > 0
         top1, top5 = topk_accuracy(self.scores[read], self.labels[read], ks=(1, 5))
@@ -66,7 +69,8 @@ class Evaluation:
             "mean_class": float(known.mean()) if len(known) else float("nan"),
             "videos": int(read.sum()),
             "unreadable": int((~read).sum()),
-            "views_missing": int((self.views.max(initial=0) - self.views[read]).sum()),
+            "views_missing": int((self.asked - self.views[read]).sum()),
+            "short_videos": len(self.short),
         }
 
 
@@ -75,40 +79,40 @@ def evaluate(
     objective: ClassifyObjective,
     batches: Iterable[Mapping[str, Any]],
     *,
-    videos: int,
+    labels: NDArray[np.int64],
+    views: int,
     device: torch.device,
     merge: Merge = "prob",
 ) -> Evaluation:
-    """Run `objective` over this rank's `batches` and merge the views of all ranks. A collective.
+    """Run `objective` over this rank's `batches` and merge the `views` of each video over all ranks. A collective.
 
-    Every rank must have the same number of batches (padding has weight 0): at ZeRO-3 each forward is a collective.
+    `labels` [videos] are the list's. Every rank must have the same number of batches (padding has weight 0): at ZeRO-3
+    each forward is a collective.
     """
     classes = objective.model.num_classes
-    table = torch.zeros(videos, classes + 2, dtype=torch.float64, device=device)  # scores, label, views
+    table = torch.zeros(len(labels), classes + 1, dtype=torch.float64, device=device)  # scores, views
     unreadable: list[dict[str, Any]] = []
+    short: set[str] = set()
     training = objective.training
     objective.eval()
-    try:
-        for batch in batches:
-            on_device = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, torch.Tensor)}
-            weight, index = on_device["weight"].double(), on_device["index"].long()
-            logits = objective.logits(on_device).double()
-            scores = logits.softmax(dim=-1) if merge == "prob" else logits
-            label = on_device["label"].double()[:, None]
-            rows = torch.cat([scores, label, torch.ones_like(label)], dim=1) * weight[:, None]
-            table.index_add_(0, index, rows)
-            unreadable += batch.get("bad", [])
-    finally:
-        objective.train(training)
+    for batch in batches:
+        on_device = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, torch.Tensor)}
+        weight, index = on_device["weight"].double(), on_device["index"].long()
+        logits = objective.logits(on_device).double()
+        scores = logits.softmax(dim=-1) if merge == "prob" else logits
+        table.index_add_(0, index, torch.cat([scores, torch.ones_like(scores[:, :1])], dim=1) * weight[:, None])
+        unreadable += batch.get("bad", [])
+        short.update(batch.get("short", []))
+    objective.train(training)
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(table)
         boxes: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(boxes, unreadable)
-        unreadable = [item for box in boxes for item in box]
+        dist.all_gather_object(boxes, (unreadable, short))
+        unreadable = [item for box in boxes for item in box[0]]
+        short = set().union(*(box[1] for box in boxes))
     counts = table[:, -1].clamp(min=1.0)
-    merged = table[:, :-2] / counts[:, None]
-    labels = (table[:, -2] / counts).round().long()
-    return Evaluation(merged.cpu().numpy(), labels.cpu().numpy(), table[:, -1].long().cpu().numpy(), unreadable, merge)
+    merged = (table[:, :-1] / counts[:, None]).cpu().numpy()
+    return Evaluation(merged, labels, table[:, -1].long().cpu().numpy(), unreadable, views, sorted(short), merge)
 
 
 def write_result(
@@ -144,7 +148,7 @@ def _write_predictions(path: Path, result: Evaluation, names: list[str], paths: 
         rows.writerow(["path", "label", "predicted", "probability", "views", "best"])
         for i, (label, best, views) in enumerate(zip(result.labels, order, result.views, strict=True)):
             if not views:
-                rows.writerow([paths[i], "", "", "", 0, ""])
+                rows.writerow([paths[i], _name(names, label), "", "", 0, ""])
                 continue
             listed = " ".join(f"{_name(names, k)}:{probabilities[i, k]:.4f}" for k in best)
             own = [_name(names, label), _name(names, best[0]), f"{probabilities[i, best[0]]:.6f}"]

@@ -17,6 +17,7 @@ from dsvid import engine as ds
 from dsvid.checkpoint import RunFolder
 from dsvid.data.builtin import CLASSES, prepare
 from dsvid.data.manifest import Manifest, open_split
+from dsvid.data.randaugment import parse_policy
 from dsvid.errors import CheckpointError, DataError, RecipeError
 from dsvid.models.attention import choose_backend
 from dsvid.models.init import initial_value
@@ -74,27 +75,43 @@ def resolve_job(
     config = deepspeed_json.resolve(tree, theirs, recipe, schedule)
     ds.check_precision(config, device)
     check_backends(recipe, spec, device, deepspeed_json.precision(config))
+    if recipe.data.augment.policy:
+        parse_policy(recipe.data.augment.policy)
     names = class_names(recipe)
     for split, manifest in lists.items():
         if recipe.task == "classify" and ranks.first:
             report_empty_classes(manifest, split, recipe.model.num_classes, names, limit if split == "train" else 0)
     folder = RunFolder(out)
     folder.prepare(recipe, config, resume)
+    if ranks.first and recipe.model.init and not folder.has_checkpoints():
+        check_init(recipe.model.init)
     facts = {
         "stage": deepspeed_json.get_dotted(config, "zero_optimization.stage") or 0,
         "precision": deepspeed_json.precision(config),
         "train_list": lists["train"].sha256,
     }
-    paper = load_recipe(recipe_name)
+    paper = published(recipe_name, recipe)
     return Job(recipe, paper, config, schedule, spec, folder, ranks, device, facts)
 
 
-def check_backends(recipe: Recipe, spec: ModelSpec, device: torch.device, precision: str) -> None:
-    """Raise DsvidError where the weights to start from, the attention or the op that is asked for is not there."""
-    if recipe.model.init and not Path(recipe.model.init).expanduser().exists():
+def published(recipe_name: str, recipe: Recipe) -> Recipe:
+    """The recipe as its file has it; a file that needs the command line to be whole has published nothing."""
+    try:
+        return load_recipe(recipe_name)
+    except RecipeError:
+        return recipe
+
+
+def check_init(init: str) -> None:
+    """Raise CheckpointError where model.init is not there: found before devices are used, and on rank 0 alone."""
+    if not Path(init).expanduser().exists():
         raise CheckpointError(
-            f"model.init={recipe.model.init}: nothing there", expected="a weight file or folder (docs/checkpoints.md)"
+            f"model.init={init}: nothing there", expected="a weight file or folder (docs/checkpoints.md)"
         )
+
+
+def check_backends(recipe: Recipe, spec: ModelSpec, device: torch.device, precision: str) -> None:
+    """Raise DsvidError where the attention or the op that is asked for is not there, or more blocks than there are."""
     size = spec.encoder_size
     if recipe.model.freeze_blocks > size.depth:
         raise RecipeError(
@@ -162,6 +179,7 @@ def model_spec(recipe: Recipe) -> ModelSpec:
         num_frames=recipe.data.num_frames,
         input_size=recipe.data.input_size,
         tubelet=model.tubelet,
+        heads=model.heads,
         num_classes=model.num_classes,
         positions=model.positions,
         gelu=model.gelu,
@@ -207,16 +225,19 @@ def weights_config(recipe: Recipe, step: int) -> dict[str, Any]:
             "short_side": data.short_side or data.input_size,
         },
         "labels": class_names(recipe),
-        "trained": {"steps": step, "clips": step * recipe.batch.total, "init": recipe.model.init},
+        "trained": {"steps": step, "clips": step * recipe.batch.total, "init": recipe.model.init}
+        | ({"norm_pix": recipe.pretrain.norm_pix} if recipe.task == "pretrain" else {}),
     }
 
 
-def build_engine(job: Job, *, fresh: bool) -> Any:
-    """Model, initial values (not `fresh`: a checkpoint follows) and DeepSpeed engine. A collective."""
+def build_engine(job: Job, *, fresh: bool, start: Start | None) -> Any:
+    """Model, initial values (not `fresh`: a checkpoint follows) and DeepSpeed engine. A collective.
+
+    `start` holds model.init's weights, on rank 0.
+    """
     recipe, spec = job.recipe, job.spec
     objective: Any = ds.build_module(lambda: make_objective(recipe, build_model(spec, seed=None)), job.config)
     if fresh:
-        start = read_start(job) if recipe.model.init else None
         given = share({f"model.{name}" for name in start.names} if start else set(), job.device)
         options = objective.model.init_options()
 

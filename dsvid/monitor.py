@@ -23,7 +23,7 @@ WAITING_SHARE = 0.2
 class Monitor:
     """Rank 0 writes; the other ranks only keep time. Times are wall seconds of this rank.
 
-    `again` names a split whose line at `start_step` is about to be written anew.
+    `retest`: the final test of `start_step` is about to be written anew.
 
     `flops_per_clip` and `peak_flops` (per device, FLOP/s; None on CPU) give MFU = clips/s * flops / (peak * world).
     """
@@ -41,7 +41,7 @@ class Monitor:
         clips_per_step: int,
         flops_per_clip: float,
         peak_flops: float | None,
-        again: str = "",
+        retest: bool = False,
     ) -> None:
         self.first, self.world, self.stop_step = first, world, stop_step
         self.steps_per_epoch, self.clips_per_step = steps_per_epoch, clips_per_step
@@ -51,7 +51,7 @@ class Monitor:
         self._since_step = start_step
         self._file = self._board = self._bar = None
         if first:
-            trim_metrics(metrics, start_step, again)
+            trim_metrics(metrics, start_step, retest=retest)
             self._file = metrics.open("a", encoding="utf-8")
             self._board = open_tensorboard(tensorboard, start_step)
             self._bar = _progress_bar(start_step, stop_step)
@@ -168,10 +168,10 @@ def memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def trim_metrics(path: Path, step: int, again: str = "") -> None:
+def trim_metrics(path: Path, step: int, *, retest: bool = False) -> None:
     """Drop the lines behind `step`: a resumed run writes them again. A half-written last line is dropped too.
 
-    `again` names a split that is evaluated at `step` once more: its line there is dropped as well.
+    `retest`: the final test is done once more, and its line at `step` is dropped as well.
     """
     if not path.is_file():
         return
@@ -181,7 +181,7 @@ def trim_metrics(path: Path, step: int, again: str = "") -> None:
             row = json.loads(line)
         except ValueError:
             continue
-        repeated = row.get("kind") == "eval" and row.get("split") == again and row.get("step") == step
+        repeated = retest and row.get("final") and row.get("step") == step
         if row.get("step", 0) <= step and not repeated:
             kept.append(line)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")

@@ -47,6 +47,7 @@ class ModelConfig(Section):
     )
     linear_probe: bool = Field(False, description="train the head alone")
     num_classes: int = Field(0, ge=0)
+    heads: int = Field(0, ge=0, description="attention heads; 0 = the architecture's own")
     tubelet: int = Field(2, ge=1)
     positions: Literal["sincos_flat", "sincos_separable", "sincos_umt", "learned", "learned_separate"] = "sincos_flat"
     gelu: Literal["erf", "tanh"] = "erf"
@@ -400,6 +401,7 @@ def _check_training(recipe: Recipe) -> None:
         for key, on in (
             ("data.augment.mixup and cutmix", augment.mixes),
             ("model.linear_probe", model.linear_probe),
+            ("model.freeze_blocks", model.freeze_blocks > 0),
             ("model.head_map", bool(model.head_map)),
         ):
             if on:

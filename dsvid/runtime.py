@@ -10,7 +10,7 @@ import random
 import socket
 import sys
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from dsvid.errors import DsvidError, RecipeError
 
 log = logging.getLogger("dsvid")
 Thing = TypeVar("Thing")
+_SAID: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,13 @@ def start_log(ranks: Ranks) -> None:
 def say_once(text: str, *values: str) -> None:
     """Log a line that may come again and again, the first time only."""
     log.warning(text, *values)
+
+
+def say_first(kind: str, text: str, *values: Any) -> None:
+    """Log the first line of its `kind`, and no other."""
+    if kind not in _SAID:
+        _SAID.add(kind)
+        log.warning(text, *values)
 
 
 def pick_device(ranks: Ranks) -> torch.device:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from dsvid.data.loader import BadClips, TrainLoader, eval_batches
 from dsvid.data.manifest import open_split
 from dsvid.errors import DsvidError
 from dsvid.evaluate import Evaluation, evaluate, write_result
-from dsvid.job import Job, build_engine, class_names, resolve_job, weights_config
+from dsvid.job import Job, build_engine, class_names, read_start, resolve_job, weights_config
 from dsvid.models.flops import peak_flops, training_flops
 from dsvid.monitor import Monitor
 from dsvid.pictures import frame_table, save_png
@@ -41,6 +42,7 @@ from dsvid.runtime import (
     barrier,
     log,
     read_ranks,
+    say_first,
     say_once,
     seed_everything,
     share,
@@ -109,15 +111,18 @@ def run(args: argparse.Namespace, ranks: Ranks) -> int:
     ds.start_distributed(job.device, ranks)
     found = checkpoint.find(job.folder, args.resume, ranks, job.device)
     step = found.step if found else 0
+    start = read_start(job) if found is None and job.recipe.model.init else None  # before anything is written
     if ranks.first:
         job.folder.write_settings(job.recipe, job.config, ranks, {"resumed_step": step})
     barrier()
     seed_everything(job.recipe.run.seed)
-    engine = build_engine(job, fresh=found is None)
+    engine = build_engine(job, fresh=found is None, start=start)
     if found is not None:
         checkpoint.load(engine, found, facts=job.facts, ranks=ranks)
     average = make_average(job, engine, found)
     announce(job, engine, step)
+    if found is not None:
+        keep_best(job, engine, step)
     step = train(job, engine, average, step)
     publish_weights(job, engine, step, job.folder.weights)
     if average is not None:
@@ -174,19 +179,22 @@ def train(job: Job, engine: Any, average: MovingAverage | None, step: int) -> in
         if average is not None:
             average.update()
         monitor.advance(step)
-        save_due = is_due(step, every.save_every) or step == schedule.stop_step
+        validated = validation_due(job, step)
+        save_due = is_due(step, every.save_every) or validated or step == schedule.stop_step
         if is_due(step, every.log_every) or save_due:
             agree_error(bad.verdict(), job.device, "reading the clips")
             grad_norm = ds.gradient_norm(engine, norm)
             loss = finite_mean(losses, grad_norm, step, job, skipped=engine.skipped_steps)
             monitor.train(step, loss=loss, lr=lr, grad_norm=grad_norm, device=job.device)
+        if validated:
+            validate(job, engine, average, monitor, step)
         if save_due:
             save(job, engine, average, step)
+        if validated:
+            keep_best(job, engine, step)
         if picture_due(job, step):
             draw_reconstruction(job, engine, batch, monitor, step)
-        if validation_due(job, step):
-            validate(job, engine, average, monitor, step)
-        if save_due or picture_due(job, step) or validation_due(job, step):
+        if save_due or picture_due(job, step):
             monitor.restart_clock(step)
     monitor.close()
     return step
@@ -246,11 +254,18 @@ def counted(batch: dict[str, Any], bad: BadClips) -> dict[str, Any]:
         log.warning("unreadable clip: %s", record["error"])
     for remark in batch["notes"]:
         say_once("%s: %s", remark["path"], remark["note"])
+    for path in batch["short"][:1]:
+        say_first(
+            "short",
+            "some videos have fewer frames than a clip asks for, so frames are repeated (data.num_frames, "
+            "data.sampling_rate, eval.segments); the first is %s",
+            path,
+        )
     return batch
 
 
-def make_monitor(job: Job, step: int, *, again: str = "") -> Monitor:
-    """The monitor, which writes on rank 0; `again`: a split whose line at `step` is replaced."""
+def make_monitor(job: Job, step: int, *, retest: bool = False) -> Monitor:
+    """The monitor, which writes on rank 0; `retest`: the line of the final test is replaced."""
     schedule, pretrain = job.schedule, job.recipe.pretrain
     name = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else ""
     return Monitor(
@@ -266,7 +281,7 @@ def make_monitor(job: Job, step: int, *, again: str = "") -> Monitor:
             job.spec, mask_ratio=pretrain.mask_ratio, decoder_mask_ratio=pretrain.decoder_mask_ratio
         ),
         peak_flops=peak_flops(name),
-        again=again,
+        retest=retest,
     )
 
 
@@ -337,7 +352,7 @@ def paper_versus_you(job: Job) -> list[str]:
         f"{name:<9} {', '.join([row[0] + ' (' + how + ')', *[text for text in row[1:] if text]])}"
         for name, row, how in zip(("paper", "you"), rows, devices, strict=True)
     ]
-    verdict = "the same schedule" if not differs else f"differs: {'; '.join(differs)}"
+    verdict = "the same batch, lr, epochs and views" if not differs else f"differs: {'; '.join(differs)}"
     return [*lines, f"          {verdict}" + (f"; published: {paper.about.published}" if paper.about.published else "")]
 
 
@@ -372,52 +387,79 @@ def publish_weights(job: Job, engine: Any, step: int, folder: Path, *, average: 
 
 def evaluate_split(job: Job, engine: Any, split: str, *, segments: int = 1, crops: int = 1) -> Evaluation:
     """Evaluate a split on all ranks, one view a video unless told otherwise. A collective."""
-    settings = job.recipe.eval
+    recipe = job.recipe
     views = eval_batches(
-        job.recipe.data,
+        recipe.data,
         split,
         segments=segments,
         crops=crops,
         rank=job.ranks.rank,
         world=job.ranks.world,
-        batch=settings.batch,
+        batch=recipe.eval.batch,
         device_type=job.device.type,
     )
-    videos = len(open_split(getattr(job.recipe.data, split), split, job.recipe.data.root))
-    result = evaluate(engine.module, views, videos=videos, device=job.device, merge=settings.merge)
+    manifest = open_split(getattr(recipe.data, split), split, recipe.data.root)
+    result = evaluate(
+        engine.module,
+        views,
+        labels=np.asarray(manifest.labels, dtype=np.int64),
+        views=segments * crops,
+        device=job.device,
+        merge=recipe.eval.merge,
+    )
     if job.ranks.first:
-        counted({"index": [], "bad": result.unreadable, "notes": []}, make_bad_clips(job))
+        counted({"index": [], "bad": result.unreadable, "notes": [], "short": result.short}, make_bad_clips(job))
     return result
 
 
 def validate(job: Job, engine: Any, average: MovingAverage | None, monitor: Monitor, step: int) -> None:
-    """A line in metrics.jsonl for data.val, of the weights and of their average; the best of a run are kept.
-
-    A collective. `weights_best/` holds whichever of the two had the highest top-1 so far.
-    """
+    """A line in metrics.jsonl for data.val, of the weights and of their average: one view a video. A collective."""
     numbers = evaluate_split(job, engine, "val").numbers()
-    row = {"kind": "eval", "split": "val", "step": step, **numbers}
-    top1, from_average = numbers["top1"], False
+    row = {"kind": "eval", "split": "val", "step": step, "list": val_list(job), **numbers}
     if average is not None:
         with average.in_place():
             theirs = evaluate_split(job, engine, "val").numbers()
         row |= {f"ema_{key}": theirs[key] for key in ("top1", "top5", "mean_class")}
-        if theirs["top1"] > top1:
-            top1, from_average = theirs["top1"], True
-    best = share(top1 > best_top1(job.folder.metrics), job.device)
     monitor.write(row)
     shown = " ".join(f"{key} {row[key]:.2f}" for key in ("top1", "top5", "ema_top1") if key in row)
-    monitor.say(f"val at step {step}: {shown}, {numbers['videos']} videos" + (" (best so far)" if best else ""))
-    if best:
-        save(job, engine, average, step)
-        publish_weights(job, engine, step, job.folder.weights_best, average=from_average)
+    monitor.say(f"val at step {step}: {shown}, {numbers['videos']} videos")
 
 
-def best_top1(metrics: Path) -> float:
-    """The highest top-1 on data.val of the run so far, of weights or average; -1 before the first."""
+def keep_best(job: Job, engine: Any, step: int) -> None:
+    """Publish the checkpoint of `step` as weights_best/ where its line says that nothing was better. A collective.
+
+    Also where a run goes on that was ended between the checkpoint and this.
+    """
+    best: tuple[int, bool] | None = None
+    if job.ranks.first and not job.pretrain and job.recipe.data.val:
+        best = best_so_far(job.folder.metrics, val_list(job))
+        kept = job.folder.weights_best / "config.json"
+        if kept.is_file() and json.loads(kept.read_text(encoding="utf-8"))["trained"]["steps"] == step:
+            best = None
+    best = share(best, job.device)
+    if best is not None and best[0] == step:
+        publish_weights(job, engine, step, job.folder.weights_best, average=best[1])
+
+
+def best_so_far(metrics: Path, val: str) -> tuple[int, bool] | None:
+    """The first step with the highest top-1 on the list `val`, and whether it is the average's; None before any."""
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.is_file() else []
-    seen = [row.get(key) for row in rows if row.get("split") == "val" for key in ("top1", "ema_top1")]
-    return max((value for value in seen if value is not None), default=-1.0)
+    seen = [
+        (row[key], -row["step"], key == "top1")
+        for row in rows
+        if row.get("list") == val
+        for key in ("top1", "ema_top1")
+        if row.get(key) is not None
+    ]
+    if not seen:
+        return None
+    _, step, own = max(seen)
+    return -step, not own
+
+
+def val_list(job: Job) -> str:
+    """Which list data.val is: numbers on another one cannot be compared."""
+    return open_split(job.recipe.data.val, "val", job.recipe.data.root).sha256[:16]
 
 
 def test(job: Job, engine: Any, average: MovingAverage | None, step: int) -> None:
@@ -434,8 +476,8 @@ def test(job: Job, engine: Any, average: MovingAverage | None, step: int) -> Non
     manifest = open_split(getattr(job.recipe.data, split), split, job.recipe.data.root)
     paths = [manifest[index].path for index in range(len(manifest))]
     numbers = write_result(job.folder.out / "test", result, class_names(job.recipe), paths, extra=extra)
-    monitor = make_monitor(job, step, again=split)
-    monitor.write({"kind": "eval", **{key: value for key, value in numbers.items() if key != "classes"}})
+    monitor = make_monitor(job, step, retest=True)
+    monitor.write({"kind": "eval", "final": True, **{key: value for key, value in numbers.items() if key != "classes"}})
     monitor.close()
     log.info(
         "test      top-1 %.2f %% top-5 %.2f %% on %d videos, %d unreadable, %d x %d views",

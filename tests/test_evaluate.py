@@ -36,13 +36,16 @@ def batch(votes: list[int], index: list[int], label: list[int], weight: list[flo
     }
 
 
-def run(batches: list[dict[str, object]], videos: int):
-    return evaluate(Scripted(), batches, videos=videos, device=torch.device("cpu"))  # type: ignore[arg-type]
+def run(batches: list[dict[str, object]], labels: list[int], views: int = 3):
+    device = torch.device("cpu")
+    return evaluate(Scripted(), batches, labels=np.array(labels), views=views, device=device)  # type: ignore[arg-type]
 
 
 def test_views_are_averaged_and_padding_is_ignored() -> None:
     # Video 0: two views for class 1, one for class 2. Video 1: one view for class 0. The last entry is padding.
-    result = run([batch([1, 2], [0, 0], [1, 1], [1, 1]), batch([1, 0, 2], [0, 1, 0], [1, 0, 0], [1, 1, 0])], videos=2)
+    result = run(
+        [batch([1, 2], [0, 0], [1, 1], [1, 1]), batch([1, 0, 2], [0, 1, 0], [1, 0, 0], [1, 1, 0])], labels=[1, 0]
+    )
     assert result.views.tolist() == [3, 1]
     assert result.labels.tolist() == [1, 0]
     assert result.probabilities.argmax(axis=1).tolist() == [1, 0]
@@ -52,20 +55,28 @@ def test_views_are_averaged_and_padding_is_ignored() -> None:
 
 
 def test_an_unreadable_video_lowers_the_count_openly(tmp_path: Path) -> None:
-    result = run([batch([1, 0], [0, 1], [1, 0], [1, 0])], videos=2)
+    result = run([batch([1, 0], [0, 1], [1, 0], [1, 0])], labels=[1, 2])
     numbers = write_result(tmp_path, result, ["a", "b", "c"], ["p/0.mp4", "p/1.mp4"], extra={"split": "test"})
     assert (numbers["videos"], numbers["unreadable"], numbers["top1"]) == (1, 1, 100.0)
     assert json.loads((tmp_path / "result.json").read_text()) == numbers
     lines = (tmp_path / "predictions.csv").read_text().splitlines()
-    assert lines[1].startswith("p/0.mp4,b,b,0.9") and lines[2] == "p/1.mp4,,,,0,"
+    assert lines[1].startswith("p/0.mp4,b,b,0.9") and lines[2] == "p/1.mp4,c,,,0,"
     assert lines[1].endswith("b:0.9647 a:0.0177 c:0.0177")
     assert [entry["top1"] for entry in numbers["classes"]] == [None, 100.0, None]
     assert (tmp_path / "confusion.png").stat().st_size > 100
 
 
 def test_a_view_that_is_missing_is_counted() -> None:
-    result = run([batch([1, 2, 0], [0, 0, 1], [1, 1, 0], [1, 1, 1]), batch([1], [1], [0], [0])], videos=2)
-    assert result.numbers()["views_missing"] == 1
+    # Three views were asked for; both videos lack one, and a third video lacks all.
+    votes = [batch([1, 2, 0], [0, 0, 1], [1, 1, 0], [1, 1, 1]), batch([1, 1], [1, 1], [0, 0], [0, 1])]
+    numbers = run(votes, labels=[1, 0, 2]).numbers()
+    assert (numbers["views_missing"], numbers["videos"], numbers["unreadable"]) == (2, 2, 1)
+
+
+def test_videos_that_repeat_frames_are_counted_once() -> None:
+    votes = [{**batch([1, 2], [0, 0], [1, 1], [1, 1]), "short": ["a.mp4", "a.mp4"]}]
+    result = run(votes, labels=[1], views=2)
+    assert result.short == ["a.mp4"] and result.numbers()["short_videos"] == 1
 
 
 def test_logits_or_probabilities_are_averaged() -> None:
@@ -76,7 +87,8 @@ def test_logits_or_probabilities_are_averaged() -> None:
 
     def merged(merge: str) -> np.ndarray:
         votes = [batch([0, 1, 1], [0, 0, 0], [1, 1, 1], [1, 1, 1])]
-        return evaluate(Sure(), votes, videos=1, device=torch.device("cpu"), merge=merge)  # type: ignore[arg-type]
+        device = torch.device("cpu")
+        return evaluate(Sure(), votes, labels=np.array([1]), views=3, device=device, merge=merge)  # type: ignore
 
     by_probability, by_score = merged("prob"), merged("score")
     assert by_probability.scores[0].argmax() == 1 and by_score.scores[0].argmax() == 2

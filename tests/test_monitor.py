@@ -97,3 +97,13 @@ def test_the_verdict_on_waiting() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(7, "7s"), (306, "5m06s"), (11040, "3h04m"), (93600, "1d02h")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_test_that_is_done_again_replaces_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"kind": "eval", "split": "val", "step": 2}, {"kind": "eval", "split": "val", "final": True, "step": 2}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trim_metrics(path, 2)
+    assert len(path.read_text().splitlines()) == 2
+    trim_metrics(path, 2, retest=True)
+    assert path.read_text().splitlines() == [json.dumps(rows[0])]

@@ -14,7 +14,7 @@ import torch
 from dsvid.recipe import load_recipe
 from dsvid.runtime import Ranks
 from dsvid.schedule import resolve_schedule
-from dsvid.train import best_top1, finite_mean, is_due, paper_versus_you, picture_due, validation_due
+from dsvid.train import best_so_far, finite_mean, is_due, paper_versus_you, picture_due, validation_due
 
 
 def job(precision: str = "fp32", **recipe: Any) -> Any:
@@ -70,7 +70,7 @@ def test_fewer_devices_keep_the_paper_s_schedule_and_say_so() -> None:
     text = beside_the_paper(2)
     assert "paper     batch 768 (32 devices x 24), lr 7.50e-04, 150 epochs, 5x3 views" in text
     assert "you       batch 768 (2 devices x 24 x 16 accumulation), lr 7.50e-04" in text
-    assert "the same schedule; published: top-1 79.0, top-5 93.8" in text
+    assert "the same batch, lr, epochs and views; published: top-1 79.0, top-5 93.8" in text
 
 
 def test_what_differs_from_the_paper_is_named() -> None:
@@ -85,12 +85,17 @@ def test_a_recipe_without_a_published_run_is_not_compared() -> None:
 
 def test_the_best_so_far_is_read_from_the_metrics(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    assert best_top1(path) == -1.0
+    assert best_so_far(path, "a") is None
     rows = [
         {"kind": "train", "step": 1, "loss": 99.0},
-        {"kind": "eval", "split": "val", "step": 2, "top1": 40.0, "ema_top1": 43.0},
-        {"kind": "eval", "split": "test", "step": 2, "top1": 90.0},
-        {"kind": "eval", "split": "val", "step": 4, "top1": None},
+        {"kind": "eval", "split": "val", "list": "a", "step": 2, "top1": 40.0, "ema_top1": 43.0},
+        {"kind": "eval", "split": "val", "list": "b", "step": 3, "top1": 80.0},  # another list
+        {"kind": "eval", "split": "val", "final": True, "step": 2, "top1": 90.0},  # the test, of more views
+        {"kind": "eval", "split": "val", "list": "a", "step": 4, "top1": None},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert best_top1(path) == 43.0
+    assert best_so_far(path, "a") == (2, True)
+    assert best_so_far(path, "b") == (3, False)
+    with path.open("a") as file:
+        file.write(json.dumps({"list": "a", "step": 6, "top1": 43.0, "ema_top1": 41.0}) + "\n")
+    assert best_so_far(path, "a") == (2, True), "the first of equals stays"

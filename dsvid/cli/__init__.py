@@ -21,7 +21,7 @@ COMMANDS = {
     "convert": ("convert", "weights of any known family -> a dsvid, Hugging Face or VideoMAE layout"),
     "consolidate": ("consolidate", "ZeRO shards of a run or checkpoint -> one fp32 weight folder"),
     "metrics": ("metrics", "metrics from files alone: views (one line per view of a video)"),
-    "bench": ("bench", "benchmarks: mask (the tube op), step (forward and backward)"),
+    "bench": ("bench", "benchmarks: mask (the tube op), step (forward and backward), load (memory of loading)"),
 }
 
 

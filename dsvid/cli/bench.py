@@ -1,4 +1,4 @@
-"""`dsvid bench mask|step`: medians over interleaved repeats and the ratio to a named baseline of the same run."""
+"""`dsvid bench mask|step|load`: benchmarks, each with the ratio to a named baseline of the same run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 BENCHES = {
     "mask": "the tube-masking op against the textbook chain and the memory floor",
     "step": "forward and backward against transformers' VideoMAEForPreTraining",
+    "load": "peak memory of loading a model in bf16, over its weights",
 }
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsvid.errors import CheckpointError, RecipeError
+from dsvid.errors import CheckpointError, DataError, RecipeError
 
 if TYPE_CHECKING:
     from dsvid.recipe import Recipe
@@ -17,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", type=Path, required=True, help="fine-tuned weights: a folder of a run, or a file of any family"
     )
+    parser.add_argument("--family", default=None, help="family of the file; default: the recipe's model.init_family")
     parser.add_argument(
         "--recipe", required=True, help="shipped name or YAML file: data.test, eval.segments, eval.crops"
     )
@@ -29,16 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Evaluate and print; rank 0 writes."""
+    """Evaluate and print; rank 0 writes. Raises DataError where no video could be read."""
+    import numpy as np
     import torch
 
     from dsvid import engine as ds
     from dsvid.data.loader import eval_batches
     from dsvid.evaluate import evaluate
-    from dsvid.job import class_names, make_objective, open_list
+    from dsvid.job import make_objective, open_list
     from dsvid.objectives import ClassifyObjective
     from dsvid.recipe import load_recipe, split_overrides
     from dsvid.runtime import pick_device, read_ranks, start_log
+    from dsvid.weights.card import read_card
 
     ranks = read_ranks()
     start_log(ranks)
@@ -48,9 +53,12 @@ def run(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, ours)
     if recipe.task != "classify":
         raise RecipeError("dsvid eval tests classification recipes", found=f"task: {recipe.task}", expected="classify")
-    names = class_names(recipe)
+    check_out(args.out)
     manifest = open_list(recipe, args.split)
-    model, stored_names = fine_tuned(args.weights, recipe)
+    model = fine_tuned(args.weights, recipe, args.family or recipe.model.init_family)
+    card = read_card(args.weights)
+    recipe = with_pixels(recipe, card.input)
+    names = names_of_classes(recipe, args.split, list(card.labels))
     device = pick_device(ranks)
     if ranks.world > 1:
         ds.start_distributed(device, ranks)
@@ -62,51 +70,104 @@ def run(args: argparse.Namespace) -> None:
         recipe.data, args.split, segments=settings.segments, crops=settings.crops, rank=ranks.rank, world=ranks.world,
         batch=settings.batch, reverse=args.play == "backwards", freeze=args.play == "still", device_type=device.type,
     )  # fmt: skip
-    result = evaluate(objective, views, videos=len(manifest), device=device, merge=settings.merge)
+    labels = np.asarray(manifest.labels, dtype=np.int64)
+    count = settings.segments * settings.crops
+    result = evaluate(objective, views, labels=labels, views=count, device=device, merge=settings.merge)
     if ranks.first:
-        paths = [manifest[index].path for index in range(len(manifest))]
-        report(args, recipe, result, names or stored_names, paths)
+        report(args, recipe, result, names, [manifest[index].path for index in range(len(manifest))])
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+    if not result.views.any():
+        raise DataError(
+            f"no video of data.{args.split} could be read",
+            found="; ".join(record["error"] for record in result.unreadable[:2]),
+            fix="data.root says where relative paths of a list start",
+        )
 
 
-def fine_tuned(path: Path, recipe: Recipe) -> tuple[Any, list[str]]:
-    """The model of a weight folder or file, with its own head, for the recipe's clips; and the class names it stores.
+def check_out(out: Path | None) -> None:
+    """Raise CheckpointError where --out cannot be a folder to write into: before the work, not after it."""
+    if out is None:
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"--out {out} cannot be written", found=error.strerror or str(error)) from error
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise CheckpointError(f"--out {out} cannot be written", found="no permission")
 
+
+def fine_tuned(path: Path, recipe: Recipe, family: str) -> Any:
+    """The model of a weight folder or file, with its own head, for the recipe's clips.
+
+    What the weights say of themselves (positions, GELU, heads, eps) holds; for files that say nothing the recipe does.
     Raises CheckpointError where it has no head, or one of another number of classes; RecipeError for another grid.
     """
     from dsvid.job import model_spec
-    from dsvid.weights.card import read_card
     from dsvid.weights.load import load_model
 
     wanted = model_spec(recipe).grid
-    model, report = load_model(
-        path,
-        family=recipe.model.init_family,
-        num_frames=recipe.data.num_frames,
-        image_size=recipe.data.input_size,
-        final_norm_policy=recipe.model.final_norm,
-        attention=recipe.model.attention,
-        gelu=recipe.model.gelu,
-    )
-    classes = getattr(model, "num_classes", 0)
-    if report.missing or not classes:
+    model, report = load_model(path, family=family, attention=recipe.model.attention, **said_by(recipe, path))
+    if report.missing or not model.num_classes:
         raise CheckpointError(
             f"--weights {path} is not a fine-tuned classifier",
             found=f"no {', '.join(report.missing[:3]) or 'head.weight'}",
             expected="weights with a head",
-            fix="fine-tune them first: deepspeed dsvid/train.py --recipe finetune_… model.init=" + str(path),
+            fix=f"fine-tune them first: deepspeed dsvid/train.py --recipe finetune_… model.init={path}",
         )
-    if classes != recipe.model.num_classes:
+    if model.num_classes != recipe.model.num_classes:
         raise CheckpointError(
             f"--weights {path} has another number of classes than the recipe",
-            found=f"{classes} in the head, model.num_classes={recipe.model.num_classes}",
-            fix=f"model.num_classes={classes} with lists that have these classes, or other weights",
+            found=f"{model.num_classes} in the head, model.num_classes={recipe.model.num_classes}",
+            fix=f"model.num_classes={model.num_classes} with lists that have these classes, or other weights",
         )
     if model.grid != wanted:
         raise RecipeError(f"--weights {path} does not suit the recipe", found=model.grid, expected=wanted)
-    return model, list(read_card(path).labels)
+    return model
+
+
+def said_by(recipe: Recipe, path: Path) -> dict[str, Any]:
+    """What the recipe says of a file that does not describe itself; at a key's default the family decides."""
+    from dsvid.weights.card import read_card
+
+    if read_card(path).model.get("arch"):
+        return {}
+    model = recipe.model
+    said: dict[str, Any] = {
+        "num_frames": recipe.data.num_frames,
+        "image_size": recipe.data.input_size,
+        "final_norm_policy": model.final_norm,
+    }
+    if model.positions != "sincos_flat":
+        said["positions"] = model.positions
+    if model.gelu != "erf":
+        said["gelu"] = model.gelu
+    if model.heads:
+        said["num_heads"] = model.heads
+    return said
+
+
+def with_pixels(recipe: Recipe, stated: Mapping[str, Any]) -> Recipe:
+    """The recipe with the pixel mean and std that the weights were trained with, where they say so; aloud."""
+    from dsvid.runtime import log
+
+    own = {key: tuple(stated[key]) for key in ("mean", "std") if stated.get(key)}
+    differing = [key for key, value in own.items() if value != tuple(getattr(recipe.data, key))]
+    for key in differing:
+        log.warning("data.%s is %s, as the weights say, not the recipe's %s", key, own[key], getattr(recipe.data, key))
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=own)}) if differing else recipe
+
+
+def names_of_classes(recipe: Recipe, split: str, stored: list[str]) -> list[str]:
+    """data.labels, else the names in the weights, else those of the built-in clips where they are evaluated."""
+    from dsvid.job import class_names
+
+    if recipe.data.labels:
+        return class_names(recipe)
+    if len(stored) == recipe.model.num_classes:
+        return stored
+    return class_names(recipe) if getattr(recipe.data, split) == "builtin" else []
 
 
 def report(args: argparse.Namespace, recipe: Recipe, result: Any, names: list[str], paths: list[str]) -> None:
@@ -126,11 +187,10 @@ def report(args: argparse.Namespace, recipe: Recipe, result: Any, names: list[st
         "crops": settings.crops,
         "merge": settings.merge,
     }
-    if recipe.data.test == "builtin":
+    if getattr(recipe.data, args.split) == "builtin":
         opposite = np.asarray(REVERSED)[result.labels]
         extra["opposite_top1"] = topk_accuracy(result.scores, opposite, ks=(1,))[0]
-    numbers = write_result(args.out, result, names, paths, extra=extra) if args.out else result.numbers() | extra
-    shown = {key: value for key, value in numbers.items() if key != "classes"}
+    shown = result.numbers() | extra
     log.info(
         "%s",
         " ".join(
@@ -145,5 +205,12 @@ def report(args: argparse.Namespace, recipe: Recipe, result: Any, names: list[st
         log.warning("%d classes have no video in data.%s: %s%s", len(empty), args.split, ", ".join(empty[:8]), more)
     for record in result.unreadable[:10]:
         log.warning("unreadable: %s", record["error"])
+    if result.short:
+        log.warning(
+            "%d videos have fewer frames than %d frames at distance %d in %d segments ask for: frames are repeated; "
+            "the first is %s (data.num_frames, data.sampling_rate, eval.segments)",
+            len(result.short), recipe.data.num_frames, recipe.data.sampling_rate, settings.segments, result.short[0],
+        )  # fmt: skip
     if args.out:
+        write_result(args.out, result, names, paths, extra=extra)
         log.info("written to %s", args.out)

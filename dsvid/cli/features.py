@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,8 @@ from dsvid.errors import CheckpointError, DataError, RecipeError
 if TYPE_CHECKING:
     import torch
 
-    from dsvid.cli.feature_windows import Part, Plan
     from dsvid.data.manifest import Manifest
+    from dsvid.data.windows import Part, Plan
     from dsvid.runtime import Ranks
 
 SETTINGS = "features.json"
@@ -32,8 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--family", default="auto", help="family of the weights (default: auto)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the feature files")
     stride = parser.add_mutually_exclusive_group()
-    stride.add_argument("--stride-frames", type=int, default=0, metavar="N", help="start a window every N frames")
-    stride.add_argument("--stride-s", type=float, default=0.0, metavar="S", help="start a window every S seconds")
+    stride.add_argument("--stride-frames", type=int, default=None, metavar="N",
+                        help="start a window every N frames (default: one after the other)")  # fmt: skip
+    stride.add_argument("--stride-s", type=float, default=None, metavar="S", help="start a window every S seconds")
     parser.add_argument("--sampling-rate", type=int, default=None, metavar="N",
                         help="distance of a window's frames (default: as trained, else 4)")  # fmt: skip
     parser.add_argument("--view-fps", type=float, default=None, metavar="F", help="sample at this rate instead")
@@ -53,8 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Extract this rank's share; returns 2 where no video of the list could be read."""
-    from dsvid.cli.feature_windows import output_names, read_videos
     from dsvid.data.decode import choose_decoder
+    from dsvid.data.feature_files import output_names
+    from dsvid.data.windows import read_videos
     from dsvid.runtime import log, pick_device, read_ranks, start_log
 
     _check(args)
@@ -89,13 +92,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name in ("stride_frames", "stride_s", "workers"):
+    for name in ("workers", "frame_start"):
         if getattr(args, name) < 0:
             raise RecipeError(f"--{name.replace('_', '-')} is negative", found=getattr(args, name))
-    for name in ("batch", "sampling_rate", "view_fps", "short_side"):
+    for name in ("stride_frames", "stride_s", "batch", "sampling_rate", "view_fps", "short_side"):
         value = getattr(args, name)
-        if value is not None and value <= 0:
-            raise RecipeError(f"--{name.replace('_', '-')} must be positive", found=value)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise RecipeError(f"--{name.replace('_', '-')} must be positive", found=value, expected="a number above 0")
+    try:
+        numbered = args.frame_name.format(1) != args.frame_name.format(2)
+    except (ValueError, LookupError, AttributeError):
+        numbered = False
+    if not numbered:
+        raise RecipeError("--frame-name has no place for a number", found=args.frame_name, expected="as img_{:05}.jpg")
     if args.out.exists() and not args.out.is_dir():
         raise DataError(f"--out {args.out} is a file", expected="a folder")
 
@@ -105,8 +114,8 @@ def _check(args: argparse.Namespace) -> None:
 
 def _prepare(args: argparse.Namespace) -> tuple[Any, Plan, dict[str, Any]]:
     """The model, how videos are cut, and all that makes two feature files comparable."""
-    from dsvid.cli.feature_windows import Plan
     from dsvid.cli.overrides import model_overrides
+    from dsvid.data.windows import Plan
     from dsvid.runtime import log
     from dsvid.weights.card import read_card
 
@@ -120,8 +129,8 @@ def _prepare(args: argparse.Namespace) -> tuple[Any, Plan, dict[str, Any]]:
         short_side=args.short_side or card.short_side(grid.height),
         sampling_rate=args.sampling_rate or card.sampling_rate,
         view_fps=args.view_fps or (None if args.sampling_rate else card.input.get("view_fps")),
-        stride=args.stride_frames,
-        stride_s=args.stride_s,
+        stride=args.stride_frames or 0,
+        stride_s=args.stride_s or 0.0,
         batch=args.batch,
         frame_name=args.frame_name,
         frame_start=args.frame_start,
@@ -130,10 +139,11 @@ def _prepare(args: argparse.Namespace) -> tuple[Any, Plan, dict[str, Any]]:
         raise RecipeError("--short-side is less than the crop", found=plan.short_side, expected=f">= {plan.input_size}")
     settings = {
         "format": 1, "weights": str(args.weights), "weights_sha256": _fingerprint(args.weights),
-        "overrides": overrides, "num_frames": plan.num_frames, "sampling_rate": plan.sampling_rate,
-        "view_fps": plan.view_fps, "stride_frames": plan.stride, "stride_s": plan.stride_s,
+        "family": report.family, "overrides": overrides, "num_frames": plan.num_frames,
+        "sampling_rate": plan.sampling_rate, "view_fps": plan.view_fps,
+        "stride_frames": plan.stride, "stride_s": plan.stride_s,
         "input_size": plan.input_size, "short_side": plan.short_side, "mean": list(card.mean), "std": list(card.std),
-        "dtype": args.dtype,
+        "dtype": args.dtype, "frame_name": plan.frame_name, "frame_start": plan.frame_start,
     }  # fmt: skip
     return model, plan, settings
 
@@ -233,7 +243,7 @@ class Extractor:
         """One file. Raises DataError where the disk refuses."""
         import numpy as np
 
-        from dsvid.cli.feature_windows import write_arrays
+        from dsvid.data.feature_files import write_arrays
 
         rows = finished.windows
         fps = finished.facts["fps"] or float("nan")
@@ -280,8 +290,8 @@ def _parts(manifest: Manifest, numbers: list[int], plan: Plan, decoder: str, wor
 
     from torch.utils.data import DataLoader
 
-    from dsvid.cli.feature_windows import WindowClips, start_worker
     from dsvid.data.decode import quiet_decoders
+    from dsvid.data.windows import WindowClips, start_worker
 
     quiet_decoders()
     workers = min(workers, len(numbers))
@@ -302,7 +312,7 @@ def _as_it_is(item: Any) -> Any:
 
 
 def _is_whole(path: Path) -> bool:
-    from dsvid.cli.feature_windows import read_arrays
+    from dsvid.data.feature_files import read_arrays
     from dsvid.runtime import log
 
     if not path.is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +34,15 @@ def run(args: argparse.Namespace) -> None:
         merged = merge_files(paths, args.merge)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError("a score file cannot be read", found=str(error), expected="the text files of a test") from error
+    classes = merged.scores.shape[1]
+    for name, label in zip(merged.names, merged.labels, strict=True):
+        if not 0 <= label < classes:
+            raise DataError(
+                f"video {name!r} has a label that is no class",
+                found=f"label {label}, {classes} scores a view",
+                expected=f"0 to {classes - 1}",
+                fix="score files of the test of this model, with its lists",
+            )
     top1, top5 = merged.accuracy()
     short = int((merged.missing > 0).sum())
     result = {
@@ -43,4 +53,15 @@ def run(args: argparse.Namespace) -> None:
     if short or merged.repeated:
         print(f"{short} videos lack views; {merged.repeated} views came twice and were counted once")
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, result)
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Write `result`, the folder too where it is missing. Raises DataError where that cannot be."""
+    from dsvid.errors import DataError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"--json {path} cannot be written", found=str(error), fix="another file") from error

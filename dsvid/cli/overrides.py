@@ -1,18 +1,17 @@
-"""`a=b` items of a command line -> keyword arguments of `load_model`, their types checked before a file is opened."""
+"""`a=b` items of a command line -> keyword arguments of `load_model`, their values checked before a file is opened."""
 
 from __future__ import annotations
 
-import typing
 from typing import Any
 
 from dsvid.errors import RecipeError
 from dsvid.recipe import split_overrides
 
-_ALIASES = {"num_heads": "heads", "image_size": "input_size", "attn_pool_num_heads": "pool_heads"}
+_FILES = ("head_map", "labels")
 
 
 def model_overrides(items: list[str]) -> dict[str, Any]:
-    """{field: value}; `model.` in front is allowed. Raises RecipeError for no `a=b`, or a value of another type."""
+    """{field: value}; `model.` in front is allowed. Raises RecipeError for no `a=b`, or a value that cannot be."""
     ours, theirs = split_overrides(items)
     if theirs:
         raise RecipeError("this command has no DeepSpeed JSON", found=f"ds.{next(iter(theirs))}", fix="leave it out")
@@ -28,19 +27,11 @@ def model_overrides(items: list[str]) -> dict[str, Any]:
 
 
 def _check(name: str, value: Any) -> None:
-    from dsvid.models.spec import ModelSpec
+    from dsvid.models.spec import ModelSpec, check_value
+    from dsvid.weights.load import ALIASES
 
-    hint = typing.get_type_hints(ModelSpec).get(_ALIASES.get(name, name))
-    if hint is int:
-        good, expected = isinstance(value, int) and not isinstance(value, bool) and value >= 0, "a whole number >= 0"
-    elif hint is float:
-        good, expected = isinstance(value, int | float) and not isinstance(value, bool), "a number"
-    elif hint is bool:
-        good, expected = isinstance(value, bool), "true or false"
-    elif typing.get_origin(hint) is typing.Literal:
-        words = (*typing.get_args(hint), *(("checkpoint",) if name == "positions" else ()))
-        good, expected = value in words, ", ".join(words)
-    else:
-        return  # names and files: whoever uses them says what is wrong with them
-    if not good:
-        raise RecipeError(f"{name}={value} is no value of {name}", expected=expected)
+    field = ALIASES.get(name, name)
+    if name in _FILES and not isinstance(value, str):
+        raise RecipeError(f"{name}={value} is no value of {name}", expected="a file", fix=f"{name}=./{value}")
+    if field in ModelSpec.__dataclass_fields__ and (field, value) != ("positions", "checkpoint"):
+        check_value(field, value, name)

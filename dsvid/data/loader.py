@@ -2,7 +2,8 @@
 
 Knows lists, decoders and crops; knows no model, no task and no process group. Legend: B clips of a micro-batch,
 T frames, H W pixels. A batch is {"clip": uint8 [B, T, H, W, 3], "seed", "label" (-1 unknown), "index": int64 [B],
-"bad": records of unreadable clips, "notes": {"path", "note"} where another decoder read a file}; evaluation adds
+"bad": records of unreadable clips, "notes": {"path", "note"} where another decoder read a file, "short": paths of
+videos with fewer frames than a clip shows}; evaluation adds
 "weight" float32 [B] (0 = padding), "segment" and "crop" int64 [B]. Training that mixes clips adds "partner_label"
 int64 [B] and "lam" float32 [B], the own share of the label; the clips are mixed already.
 """
@@ -19,6 +20,7 @@ import sys
 import time
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -33,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dsvid.data import mix, order
 from dsvid.data.decode import quiet_decoders
-from dsvid.data.reader import ClipReader, bad_record
+from dsvid.data.reader import Chosen, ClipReader, bad_record
 from dsvid.errors import DataError
 
 if TYPE_CHECKING:
@@ -89,29 +91,27 @@ class _TrainClips(Dataset[Any]):
         clips: list[Tensor] = []
         seeds: list[int] = []
         used: list[int] = []
-        bad: list[dict[str, Any]] = []
-        notes: list[dict[str, str]] = []
+        told = Told()
         for place, (epoch, index) in enumerate(zip(epochs.tolist(), indices.tolist(), strict=True)):
-            frames, read, note = self.readable(epoch, index, bad if place in own else [])
-            if note is not None and place in own:
-                notes.append({"path": self.reader.manifest[read].path, "note": note})
+            chosen, read = self.readable(epoch, index, told.bad if place in own else [])
+            if place in own:
+                told.hear(self.reader.manifest[read].path, chosen)
             for repeat in range(self.repeats):
                 seed = order.sample_seed(self.seed, epoch, index, repeat)
-                clips.append(self.reader.train_clip(frames, np.random.default_rng(order.mix(seed, _PIXELS))))
+                clips.append(self.reader.train_clip(chosen.frames, np.random.default_rng(order.mix(seed, _PIXELS))))
                 seeds.append(seed)
                 used.append(read)
         labels = [self.reader.manifest.labels[index] for index in used]
-        return _batch(clips, seeds, labels, used, bad, notes)
+        return _batch(clips, seeds, labels, used, told)
 
-    def readable(self, epoch: int, index: int, bad: list[dict[str, Any]]) -> tuple[Tensor, int, str | None]:
+    def readable(self, epoch: int, index: int, bad: list[dict[str, Any]]) -> tuple[Chosen, int]:
         """Frames of the video, or of the first readable one in its place; who was unreadable is added to `bad`."""
         tried = index
         failures: list[str] = []
         for attempt in range(1, ATTEMPTS + 1):
             rng = np.random.default_rng(order.mix(self.seed, epoch, index, attempt, _FRAMES))
             try:
-                frames, note = self.reader.frames(tried, rng)
-                return frames, tried, note
+                return self.reader.frames(tried, rng), tried
             except DataError as error:
                 bad.append(bad_record(self.reader, tried, error, self.repeats))
                 failures.append(bad[-1]["error"])
@@ -205,8 +205,7 @@ class _EvalViews(Dataset[Any]):
 
     def batch_of_views(self, number: int) -> Batch:
         clips: list[Tensor] = []
-        bad: list[dict[str, Any]] = []
-        notes: list[dict[str, str]] = []
+        told = Told()
         weights: list[float] = []
         side = self.reader.config.input_size
         blank = torch.zeros((self.reader.config.num_frames, side, side, 3), dtype=torch.uint8)
@@ -219,7 +218,7 @@ class _EvalViews(Dataset[Any]):
             video, segment = int(videos[place]), int(segments[place])
             if real[place] and at != (video, segment):  # the crops of one segment share its frames
                 at = (video, segment)
-                frames = self._frames(video, segment, bad, notes)
+                frames = self._frames(video, segment, told)
             usable = bool(real[place]) and frames is not None
             weights.append(1.0 if usable else 0.0)
             clips.append(
@@ -227,7 +226,7 @@ class _EvalViews(Dataset[Any]):
             )
         seeds = [order.sample_seed(self.seed, 0, int(view)) for view in views]
         labels = [self.reader.manifest.labels[int(video)] for video in videos]
-        result = _batch(clips, seeds, labels, videos.tolist(), bad, notes)
+        result = _batch(clips, seeds, labels, videos.tolist(), told)
         result["weight"] = torch.tensor(weights)
         result["segment"], result["crop"] = torch.from_numpy(segments), torch.from_numpy(crops)
         return result
@@ -237,17 +236,15 @@ class _EvalViews(Dataset[Any]):
         segments, crops = np.divmod(rest, self.crops)
         return videos, segments, crops
 
-    def _frames(
-        self, video: int, segment: int, bad: list[dict[str, Any]], notes: list[dict[str, str]]
-    ) -> Tensor | None:
+    def _frames(self, video: int, segment: int, told: Told) -> Tensor | None:
         try:
-            frames, note = self.reader.frames(video, (self.segments, segment))
+            chosen = self.reader.frames(video, (self.segments, segment))
         except DataError as error:
             # never another video in its place: that would count a wrong answer for this one
-            bad.append(bad_record(self.reader, video, error, self.crops))
+            told.bad.append(bad_record(self.reader, video, error, self.crops))
             return None
-        if note is not None:
-            notes.append({"path": self.reader.manifest[video].path, "note": note})
+        told.hear(self.reader.manifest[video].path, chosen)
+        frames = chosen.frames
         if self.play == "backwards":
             return frames.flip(0)
         if self.play == "still":
@@ -291,21 +288,30 @@ def eval_batches(
 # ---- workers -------------------------------------------------------------------------------------------------------
 
 
-def _batch(
-    clips: list[Tensor],
-    seeds: list[int],
-    labels: list[int],
-    indices: list[int],
-    bad: list[dict[str, Any]],
-    notes: list[dict[str, str]],
-) -> Batch:
+@dataclass
+class Told:
+    """What a batch tells of its files: unreadable clips, remarks, and videos that are too short for a clip."""
+
+    bad: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[dict[str, str]] = field(default_factory=list)
+    short: list[str] = field(default_factory=list)
+
+    def hear(self, path: str, chosen: Chosen) -> None:
+        if chosen.note is not None:
+            self.notes.append({"path": path, "note": chosen.note})
+        if chosen.short:
+            self.short.append(path)
+
+
+def _batch(clips: list[Tensor], seeds: list[int], labels: list[int], indices: list[int], told: Told) -> Batch:
     return {
         "clip": torch.stack(clips),
         "seed": torch.tensor(seeds, dtype=torch.int64),
         "label": torch.tensor(labels, dtype=torch.int64),
         "index": torch.tensor(indices, dtype=torch.int64),
-        "bad": bad,
-        "notes": notes,
+        "bad": told.bad,
+        "notes": told.notes,
+        "short": told.short,
     }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from dsvid.errors import RecipeError
 from dsvid.recipe import nearest
 
-FILL = (124, 116, 104)  # ImageNet's mean colour, where an operation moves the picture's edge into view
+FILL = (128, 128, 128)  # where an operation moves the picture's edge into view; the scripts leave timm's grey
 FULL_LEVEL = 10.0  # timm's magnitude at which an operation has its full range
 SETS = ("weights", "3a", "3aw")
 _KEYS = {

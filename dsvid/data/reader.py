@@ -30,6 +30,15 @@ class Held:
     note: str | None
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """Frames uint8 [T, H, W, 3], a remark on how they were read, and whether the video was too short for them."""
+
+    frames: Tensor
+    note: str | None
+    short: bool
+
+
 class FrameCache:
     """Decoded frames of short videos, least recently used out first; `limit` bytes in each process that reads.
 
@@ -79,25 +88,25 @@ class ClipReader:
         self.policy = parse_policy(policy) if policy and split == "train" else None
         self.cache = FrameCache(config.cache_mb * 10**6, most_frames=4 * config.num_frames * config.sampling_rate)
 
-    def frames(self, index: int, choose: sampling.Draws | tuple[int, int]) -> tuple[Tensor, str | None]:
-        """Frames uint8 [T, H, W, 3] of entry `index`, and a remark; `choose`: random draws, or (segments, segment).
+    def frames(self, index: int, choose: sampling.Draws | tuple[int, int]) -> Chosen:
+        """The frames of entry `index` that `choose` picks: random draws, or (segments, segment).
 
         Raises DataError, UnreadableFrames where the frames were chosen already.
         """
         held = self.cache.get(index)
         if held is not None:
-            picked = self._pick(len(held.pictures), held.fps, choose)
-            return torch.from_numpy(held.pictures[picked]), held.note
+            picked, short = self._pick(len(held.pictures), held.fps, choose)
+            return Chosen(torch.from_numpy(held.pictures[picked]), held.note, short)
         config = self.config
         with open_clip_source(
             self.manifest[index], self.decoder, frame_name=config.frame_name, frame_start=config.frame_start
         ) as source:
-            picked = self._pick(source.frames, source.fps, choose)
+            picked, short = self._pick(source.frames, source.fps, choose)
             try:
                 held = self._hold(index, source) if self.cache.wants(source.frames) else None
                 if held is not None:
-                    return torch.from_numpy(held.pictures[picked]), held.note
-                return torch.from_numpy(source.read(picked)), source.note
+                    return Chosen(torch.from_numpy(held.pictures[picked]), held.note, short)
+                return Chosen(torch.from_numpy(source.read(picked)), source.note, short)
             except DataError as error:
                 raise UnreadableFrames(error, (int(picked.min()), int(picked.max()))) from error
 
@@ -109,12 +118,18 @@ class ClipReader:
         self.cache.put(index, held)
         return held
 
-    def _pick(self, frames: int, fps: float | None, choose: sampling.Draws | tuple[int, int]) -> NDArray[np.int64]:
+    def _pick(
+        self, frames: int, fps: float | None, choose: sampling.Draws | tuple[int, int]
+    ) -> tuple[NDArray[np.int64], bool]:
+        """Indices, and whether the video is too short for them: frames are repeated, or views are alike."""
         config = self.config
         step = sampling.frame_step(config.sampling_rate, config.view_fps, fps)
         if isinstance(choose, tuple):
-            return sampling.eval_indices(config.sampling, frames, config.num_frames, step, *choose)
-        return sampling.train_indices(config.sampling, frames, config.num_frames, step, choose)
+            picked = sampling.eval_indices(config.sampling, frames, config.num_frames, step, *choose)
+        else:
+            picked = sampling.train_indices(config.sampling, frames, config.num_frames, step, choose)
+        alike = isinstance(choose, tuple) and choose[0] > frames
+        return picked, alike or len(np.unique(picked)) < len(picked)
 
     def train_clip(self, frames: Tensor, rng: np.random.Generator) -> Tensor:
         """One augmented training clip, uint8 [T, input_size, input_size, 3].

@@ -30,13 +30,14 @@ class Encoder(nn.Module):
         attention: str,
         drop_path: float,
         norm_eps: float = 1e-6,
+        gelu: str = "erf",
     ) -> None:
         super().__init__()
         self.drop_path = drop_path
         self.patch_embed = PatchEmbed(size.dim, grid)
         self.positions = FixedPositions(positions, grid, size.dim)
         self.blocks = nn.ModuleList(
-            Block(size.dim, size.heads, size.hidden, attention, norm_eps) for _ in range(size.depth)
+            Block(size.dim, size.heads, size.hidden, attention, norm_eps, gelu) for _ in range(size.depth)
         )
         self.norm = LayerNorm(size.dim, norm_eps)
 
@@ -51,11 +52,17 @@ class Decoder(nn.Module):
     """Tokens [B, V+K, Dd] -> predicted values of `n_predict` tokens from position `first` on."""
 
     def __init__(
-        self, size: DecoderSize, values: int, attention: str, norm_eps: float = 1e-6, last_eps: float = 1e-6
+        self,
+        size: DecoderSize,
+        values: int,
+        attention: str,
+        norm_eps: float = 1e-6,
+        last_eps: float = 1e-6,
+        gelu: str = "erf",
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(size.dim, size.heads, size.hidden, attention, norm_eps) for _ in range(size.depth)
+            Block(size.dim, size.heads, size.hidden, attention, norm_eps, gelu) for _ in range(size.depth)
         )
         self.norm = LayerNorm(size.dim, last_eps)
         self.head = Linear(size.dim, values)
@@ -83,14 +90,15 @@ class MaskedAutoencoder(nn.Module):
         drop_path: float = 0.0,
         norm_eps: float = 1e-6,
         last_eps: float = 1e-6,
+        gelu: str = "erf",
         seed: int | None = 0,
     ) -> None:
         super().__init__()
         check_patch(encoder, grid)
         self.encoder_size, self.decoder_size, self.grid, self.attention = encoder, decoder, grid, attention
         self.checkpoint: Checkpoint | None = None
-        self.encoder = Encoder(encoder, grid, positions, attention, drop_path, norm_eps)
-        self.decoder = Decoder(decoder, grid.values, attention, norm_eps, last_eps)
+        self.encoder = Encoder(encoder, grid, positions, attention, drop_path, norm_eps, gelu)
+        self.decoder = Decoder(decoder, grid.values, attention, norm_eps, last_eps, gelu)
         self.decoder_positions = FixedPositions(positions, grid, decoder.dim)
         self.encoder_to_decoder = Linear(encoder.dim, decoder.dim, bias=False)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder.dim))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import typing
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, cast
 
 import torch
 
 from dsvid.errors import CheckpointError, RecipeError
+from dsvid.models.attention import REQUESTS
 from dsvid.models.init import fill_meta, initial_value
 from dsvid.models.internvideo2 import InternVideo2
 from dsvid.models.mae import MaskedAutoencoder
@@ -26,6 +30,10 @@ from dsvid.models.vit import FinalNorm, Pool, VisionTransformer
 from dsvid.tokens import FixedKind, PositionKind, TubeletGrid
 
 Model = MaskedAutoencoder | VisionTransformer | InternVideo2
+TASKS = ("pretrain", "classify", "detect", "anomaly")
+
+_AT_LEAST_1 = ("num_frames", "input_size", "tubelet", "pool_heads", "pool_dim")
+_SHARES = ("drop_path", "head_drop")
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,8 @@ class ModelSpec:
 
     `task` "pretrain" gives an autoencoder, every other one an encoder with a head. A size of 0 is the architecture's
     own; the architectures "custom" and "internvideo2_custom" have none, so there every one is given. Architectures with
-    learned positions (InternVideo2, ViViT) have them whatever fixed table `positions` names.
+    learned positions (InternVideo2, ViViT) have them whatever fixed table `positions` names. Raises RecipeError for a
+    value that a field cannot have.
     """
 
     task: str
@@ -68,6 +77,8 @@ class ModelSpec:
     pool_dim: int = 768
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            check_value(field.name, getattr(self, field.name))
         if self.arch == "vivit_base":
             for name, value in VIVIT_TRAITS.items():
                 object.__setattr__(self, name, value)
@@ -138,8 +149,43 @@ class ModelSpec:
             if unknown:
                 raise TypeError(f"unknown keys {', '.join(unknown)}")
             return cls(**config)
-        except TypeError as error:
-            raise CheckpointError(f"{source}: the model description is not understood", found=str(error)) from error
+        except (TypeError, RecipeError) as error:
+            what = error.what if isinstance(error, RecipeError) else str(error)
+            expected = error.expected if isinstance(error, RecipeError) else None
+            raise CheckpointError(
+                f"{source}: the model description is not understood", found=what, expected=expected
+            ) from error
+
+
+def check_value(name: str, value: Any, shown: str = "") -> None:
+    """Raise RecipeError, by the name `shown`, where `value` is none that field `name` of ModelSpec can have."""
+    good, expected = _judge(name, value)
+    if not good:
+        raise RecipeError(f"{shown or name}={value} is no value of {shown or name}", expected=expected)
+
+
+@functools.lru_cache(maxsize=1)
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(ModelSpec)
+
+
+def _judge(name: str, value: Any) -> tuple[bool, str]:
+    """Whether the value is allowed, and what is."""
+    hint = _hints()[name]
+    words = {"attention": REQUESTS, "task": TASKS}.get(name, typing.get_args(hint))
+    if words:
+        return value in words, ", ".join(words)
+    if hint is bool:
+        return isinstance(value, bool), "true or false"
+    if hint is str:
+        return isinstance(value, str), "a text"
+    if hint is int:
+        least = 1 if name in _AT_LEAST_1 else 0
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least, f"a whole number >= {least}"
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if name in _SHARES:
+        return number and 0 <= value < 1, "a number from 0 to below 1"
+    return number and value > 0, "a number above 0"
 
 
 def build_model(spec: ModelSpec, *, seed: int | None, dtype: torch.dtype = torch.float32) -> Model:
@@ -167,10 +213,9 @@ def _construct(spec: ModelSpec, seed: int | None) -> Model:
             drop_path=spec.drop_path,
             norm_eps=spec.norm_eps,
             last_eps=spec.pooled_eps,
+            gelu=spec.gelu,
             seed=seed,
         )
-    if spec.task not in ("classify", "detect", "anomaly"):
-        raise RecipeError(f"no model is known for task {spec.task!r}", expected="pretrain, classify, detect or anomaly")
     shared: dict[str, Any] = {
         "num_classes": spec.num_classes,
         "positions": spec.positions,

@@ -47,6 +47,11 @@ class Card:
     def sampling_rate(self) -> int:
         return int(self.input.get("sampling_rate") or SAMPLING_RATE)
 
+    @property
+    def norm_pix(self) -> bool:
+        """Whether pre-training predicted normalised pixels, as the originals do unless told otherwise."""
+        return bool(self.trained.get("norm_pix", True))
+
     def short_side(self, input_size: int) -> int:
         """To which short side frames are scaled before the crop."""
         return int(self.input.get("short_side") or input_size)
@@ -104,7 +109,11 @@ def _of_hugging_face(folder: Path, config: Mapping[str, Any]) -> Card:
         size = stated.get("size")
         if isinstance(size, dict) and "shortest_edge" in size:
             prepared["short_side"] = size["shortest_edge"]
-    return replace(described, labels=_hugging_face_labels(config), input=prepared)
+    trained = dict(described.trained)
+    # transformers writes the key for classifiers too, where it means nothing.
+    if isinstance(config.get("norm_pix_loss"), bool) and "PreTraining" in str(config.get("architectures")):
+        trained["norm_pix"] = config["norm_pix_loss"]
+    return replace(described, labels=_hugging_face_labels(config), input=prepared, trained=trained)
 
 
 def _hugging_face_labels(config: Mapping[str, Any]) -> tuple[str, ...]:

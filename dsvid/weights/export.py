@@ -24,13 +24,13 @@ from dsvid.models.spec import ModelSpec
 from dsvid.tokens import FixedKind, position_table
 from dsvid.weights.card import Card
 from dsvid.weights.folder import write_folder
+from dsvid.weights.hf import POOLED_EPS as HF_POOLED_EPS
 
 Layout = Literal["dsvid", "hf", "videomae"]
 LAYOUTS: tuple[Layout, ...] = ("dsvid", "hf", "videomae")
 HF_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 DSVID_FILES = ("config.json", "model.safetensors")
 
-HF_POOLED_EPS = 1e-5  # torch's: transformers' `fc_norm` and `decoder.norm` take none from its config (4.57 to 5.23)
 VIDEOMAE_EPS = 1e-6
 
 
@@ -155,9 +155,7 @@ _BLOCK = (
 # ---- Hugging Face --------------------------------------------------------------------------------------------------
 
 
-def write_hf(
-    folder: Path, state: Mapping[str, Tensor], spec: ModelSpec, card: Card, *, norm_pix_loss: bool = True
-) -> None:
+def write_hf(folder: Path, state: Mapping[str, Tensor], spec: ModelSpec, card: Card) -> None:
     """A folder for VideoMAEForPreTraining or VideoMAEForVideoClassification of transformers 4.57 and later.
 
     The biases of q and v stand there under both names that transformers gave them: each release reads its own, and
@@ -166,7 +164,7 @@ def write_hf(
     _refuse_other_models(spec, "transformers' VideoMAE")
     _check_names(state, _videomae_names(spec), "transformers' VideoMAE")
     tensors = hf_tensors(state, spec)
-    texts = {"config.json": hf_config(spec, card, norm_pix_loss), "preprocessor_config.json": _processor(spec, card)}
+    texts = {"config.json": hf_config(spec, card), "preprocessor_config.json": _processor(spec, card)}
 
     def fill(scratch: Path) -> None:
         save_file(tensors, scratch / "model.safetensors", metadata={"format": "pt"})
@@ -233,7 +231,7 @@ def _hf_block(part: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
 _HF_GELU = {"erf": "gelu", "tanh": "gelu_pytorch_tanh"}
 
 
-def hf_config(spec: ModelSpec, card: Card, norm_pix_loss: bool = True) -> dict[str, Any]:
+def hf_config(spec: ModelSpec, card: Card) -> dict[str, Any]:
     """transformers' `config.json`; the key "dsvid" holds what transformers has no key for, and ignores."""
     size, pretrain = spec.encoder_size, spec.task == "pretrain"
     config: dict[str, Any] = {
@@ -262,7 +260,7 @@ def hf_config(spec: ModelSpec, card: Card, norm_pix_loss: bool = True) -> dict[s
             "decoder_num_hidden_layers": decoder.depth,
             "decoder_num_attention_heads": decoder.heads,
             "decoder_intermediate_size": decoder.hidden,
-            "norm_pix_loss": norm_pix_loss,
+            "norm_pix_loss": card.norm_pix,
         }
     else:
         names = card.labels or tuple(f"LABEL_{i}" for i in range(spec.num_classes))

@@ -29,7 +29,15 @@ def choose_family(file: WeightFile, asked: str = "auto") -> tuple[Family, str]:
         raise CheckpointError(
             f"unknown checkpoint family {asked!r}", expected=", ".join(("auto", *family_names())), fix="family=auto"
         )
-    if file.own is not None and asked in ("auto", "dsvid"):
+    if file.own is not None:
+        if asked not in ("auto", "dsvid"):
+            # Another family's rules would put its own heads, positions and eps in place of the stated ones.
+            raise CheckpointError(
+                f"{file.path} is no file of family {asked}",
+                found="dsvid's own description of the model",
+                expected="family dsvid, or auto",
+                fix="--from dsvid, --family dsvid or model.init_family=dsvid, or leave it out",
+            )
         return DSVID, "it describes its model itself"
     shapes = plain_shapes(file)
     certain = next(((family, why) for family in FAMILIES if (why := family.marks(shapes))), None)

@@ -66,8 +66,9 @@ class Family:
     `read` replaces the reading by `renames`; it is told whether the model is to have a class token. `dropped`: patterns
     of canonical names with the reason why nothing here needs them. `positions` is the table the
     family adds; `stored_grid` tells the grid of a table that the file holds. `describe` adds what its files say of the
-    model. `norm_goes_on`: the family's own loader starts `fc_norm` from the encoder's norm. `inflates`: a kernel of one
-    frame may be spread over a longer tubelet.
+    model; `states` gives the part of it that no tensor shows and that stands in the file or beside it. `norm_goes_on`:
+    the family's own loader starts `fc_norm` from the encoder's norm. `inflates`: a kernel of one frame may be spread
+    over a longer tubelet.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Family:
     dropped: tuple[tuple[str, str], ...] = ()
     read: Callable[[WeightFile, bool], Entries] | None = None
     describe: Callable[[Contents], Facts] = lambda contents: {}
+    states: Callable[[Contents], Facts] = lambda contents: {}
     stored_grid: Callable[[Contents, TubeletGrid], tuple[int, int, int] | None] = lambda contents, grid: None
     frames: int = 16
     norm_goes_on: bool = False

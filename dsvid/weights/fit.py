@@ -6,6 +6,7 @@ Shapes are settled before a value is read. Knows canonical names and the familie
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,8 @@ FinalNormPolicy = Literal["family", "simple_tad", "ava"]
 FINAL_NORM_POLICIES = ("family", "simple_tad", "ava")
 # What a file need not hold: it starts fresh, and is reported.
 _FRESH = ("fc_norm.", "norm.", "head.")
+# A block that the model has no place for: it is deeper in the file, or has parts that are not computed here.
+_BLOCK = re.compile(r"(?:encoder\.|decoder\.)?blocks\.\d+\.")
 _TABLES = ("pos_embed", "pos_embed_spatial", "pos_embed_temporal")
 
 
@@ -90,6 +93,7 @@ class _Fitting:
         self.path = contents.file.path
         self.report = LoadReport(family=family.name, why=why)
         self.fitted = Fitted(contents, self.report)
+        self.stray: list[str] = []
         # Under mean pooling the originals have no norm over the tokens, only one behind the pooling.
         self.pooled = "fc_norm.weight" in shapes
         self.both_norms = {"norm.weight", "fc_norm.weight"} <= {self.bare(name) for name in contents.entries}
@@ -110,7 +114,8 @@ class _Fitting:
             if name in self.shapes:
                 self.take(name, entry)
             else:
-                self.leave(name, entry)
+                # The families drop decoders; here a block of one is judged as one of the encoder is.
+                self.leave(name.removeprefix("decoder.") if _BLOCK.match(name) else name, entry)
         self.require(())
         return self.fitted
 
@@ -161,6 +166,8 @@ class _Fitting:
         reason = self.family.reason_to_drop(name)
         if reason:
             self.drop(entry, reason)
+        elif _BLOCK.match(name):
+            self.stray += entry.sources
         else:
             self.report.unexpected += entry.sources
 
@@ -242,13 +249,27 @@ class _Fitting:
         self.report.missing = [name for name in self.shapes if name not in self.fitted.entries]
         lacking = [name for name in self.report.missing if not optional or not name.startswith(optional)]
         if not lacking:
+            self.refuse_stray()
             return
-        others = [*self.report.unexpected, *self.report.dropped]
+        others = [*self.stray, *self.report.unexpected, *self.report.dropped]
         raise CheckpointError(
             f"{self.path}: {len(lacking)} of {len(self.shapes)} parameters are not in the file",
             found=f"no {', '.join(lacking[:4])}; the file has {', '.join(others[:3]) or 'nothing else'}",
             expected=f"a file of {self.family.name} of the same depth"
             + ("" if optional else ", with its decoder: pre-training weights"),
+        )
+
+    def refuse_stray(self) -> None:
+        """Raise CheckpointError where the file's blocks hold more than the model's: it would compute something else."""
+        if not self.stray:
+            return
+        blocks = {found[0] for name in self.shapes if (found := _BLOCK.match(name))}
+        decoder = sum(stem.startswith("decoder.") for stem in blocks)
+        raise CheckpointError(
+            f"{self.path} holds tensors of blocks that the model has no place for",
+            found=f"{len(self.stray)}: {', '.join(self.stray[:4])}",
+            expected=f"a model of {len(blocks) - decoder} blocks" + (f" and {decoder} of a decoder" if decoder else ""),
+            fix="the depth that the file was trained with (model.arch, model.decoder_depth; depth=, decoder_depth=)",
         )
 
 

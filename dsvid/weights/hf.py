@@ -35,6 +35,7 @@ _PARTS = (
 _QKV_WEIGHT = re.compile(r"attention\.(?:attention\.)?(query|key|value|q_proj|k_proj|v_proj)\.weight")
 _QKV_BIAS = re.compile(r"attention\.(?:attention\.)?(?:([qkv])_bias|(?:([qkv])(?:uery|ey|alue|_proj)\.bias))")
 _AGAIN = " again"
+POOLED_EPS = 1e-5  # torch's: transformers' `fc_norm` and `decoder.norm` take none from its config (4.57 to 5.23)
 # What transformers calls the activations that are a tanh approximation.
 _GELU = {"gelu": "erf", "gelu_fast": "tanh", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
@@ -119,12 +120,22 @@ def config_facts(contents: Contents) -> Facts:
 
 
 def _describe(contents: Contents) -> Facts:
-    facts = {**facts_of_vit(contents), "norm_eps": 1e-12, "pooled_eps": 1e-5, **config_facts(contents)}
+    facts = {**facts_of_vit(contents), "norm_eps": 1e-12, "pooled_eps": POOLED_EPS, **config_facts(contents)}
     if facts["num_classes"] and "fc_norm.weight" not in contents.entries:
         facts |= {"final_norm": "tokens", "pool": "first"}  # use_mean_pooling false: it reads the first token
     if "decoder_dim" not in facts:
         facts.pop("decoder_heads", None)
     return facts
+
+
+def _states(contents: Contents) -> Facts:
+    """Its config.json, and the eps that transformers' code has where the config has no key for it."""
+    if contents.file.hf is None:
+        return {}
+    own = contents.file.hf.get("dsvid")
+    model = own.get("model") if isinstance(own, dict) else None
+    pooled = model.get("pooled_eps") if isinstance(model, dict) else None
+    return {**config_facts(contents), "pooled_eps": pooled or POOLED_EPS}
 
 
 HF = Family(
@@ -134,5 +145,6 @@ HF = Family(
     marks=_marks,
     read=lambda file, cls_token: read_transformers(file),
     describe=_describe,
+    states=_states,
     dropped=(*DECODER, KEY_BIAS, (f".*{_AGAIN}$", "the same bias under the name of another release")),
 )

@@ -21,20 +21,21 @@ from dsvid.models.sizes import (
     EncoderSize,
     Flavour,
     decoder_size,
+    encoder_size,
     is_internvideo2,
 )
-from dsvid.models.spec import Model, ModelSpec, build_model
+from dsvid.models.spec import Model, ModelSpec, build_model, check_value
 from dsvid.weights.families import choose_family, family_names
 from dsvid.weights.family import Contents, Facts, Family
 from dsvid.weights.fit import FINAL_NORM_POLICIES, FinalNormPolicy, Fitted, fit_shapes, read_head_map
-from dsvid.weights.own import DSVID
+from dsvid.weights.own import DSVID, own_spec
 from dsvid.weights.report import LoadReport
 from dsvid.weights.source import open_weights
 
 __all__ = ["LoadReport", "Start", "family_names", "load_model", "open_start"]
 
 # Names that users know -> fields of ModelSpec.
-_ALIASES = {
+ALIASES = {
     "num_heads": "heads",
     "image_size": "input_size",
     "img_size": "input_size",
@@ -42,6 +43,14 @@ _ALIASES = {
     "attn_pool_num_heads": "pool_heads",
 }
 _FIELDS = frozenset(field.name for field in fields(ModelSpec))
+_SIZES = ("dim", "depth", "patch", "mlp_hidden")
+# What a file may state that no tensor shows -> how a message calls it.
+_WORDS = {
+    "heads": "attention heads",
+    "decoder_heads": "attention heads of the decoder",
+    "pool_heads": "attention heads of the pooling",
+    "gelu": "GELU",
+}
 
 
 class Start:
@@ -70,6 +79,7 @@ def open_start(
     contents = chosen.open(file, cls_token=spec.cls_token)
     _check_positions(contents, chosen, spec)
     fitted = _fit(contents, chosen, spec, policy, head_map, why)
+    _check_stated(chosen.states(contents), fitted, spec)
     unexpected = fitted.report.unexpected
     if unexpected:
         raise CheckpointError(
@@ -98,6 +108,34 @@ def _check_positions(contents: Contents, family: Family, spec: ModelSpec) -> Non
     )
 
 
+def _check_stated(stated: Facts, fitted: Fitted, spec: ModelSpec) -> None:
+    """Raise CheckpointError for other heads or another GELU than the file states: no shape shows them, and the weights
+    would compute something else. Another eps goes into the report: training gets over it.
+    """
+    path = fitted.contents.file.path
+    ours: Facts = {"heads": spec.encoder_size.heads, "gelu": spec.gelu}
+    if spec.task == "pretrain":
+        ours["decoder_heads"] = spec.decoder_size.heads
+    if spec.internvideo2:
+        ours["pool_heads"] = spec.pool_heads
+    for name, own in ours.items():
+        if stated.get(name, own) != own:
+            raise CheckpointError(
+                f"{path} was trained with other {_WORDS[name]}",
+                found=f"it states {stated[name]}",
+                expected=own,
+                fix=f"model.{name}={stated[name]}" if name != "pool_heads" else None,
+            )
+    end = "decoder.norm.weight" if spec.task == "pretrain" else "fc_norm.weight"
+    places = {"norm_eps": "the norms of the blocks"}
+    if end in fitted.entries and end in fitted.contents.entries:
+        places["pooled_eps"] = end.removesuffix(".weight")
+    for name, place in places.items():
+        theirs, own = stated.get(name), getattr(spec, name)
+        if theirs is not None and theirs != own:
+            fitted.report.notes.append(f"the file states an eps of {theirs:g} for {place}, training uses {own:g}")
+
+
 def load_model(
     path: Path | str, family: str = "auto", num_classes: int | None = None, **overrides: Any
 ) -> tuple[Any, LoadReport]:
@@ -107,10 +145,11 @@ def load_model(
     image_size, tubelet, final_norm_policy (family, simple_tad, ava), attn_pool_num_heads, gelu, positions
     ("checkpoint": the table in the file), head_map, dtype, task ("pretrain": the autoencoder), and any field of
     `ModelSpec`. A head of another class count is left out and reported; the parameters that the file does not hold
-    start from seed 0. `model.spec` describes the model. Raises CheckpointError.
+    start from seed 0. `model.spec` describes the model. Raises CheckpointError, and RecipeError for a value that a
+    field of ModelSpec cannot have.
     """
     path = Path(path).expanduser()
-    given = {_ALIASES.get(name, name): value for name, value in overrides.items()}
+    given = {ALIASES.get(name, name): value for name, value in overrides.items()}
     policy = _policy(given.pop("final_norm_policy", "family"))
     dtype = given.pop("dtype", torch.float32)
     head_map = given.pop("head_map", "")
@@ -118,7 +157,7 @@ def load_model(
     if unknown:
         raise CheckpointError(
             f"unknown model override {unknown[0]!r}",
-            expected=f"final_norm_policy, dtype, head_map, {', '.join(_ALIASES)}, or a field of ModelSpec",
+            expected=f"final_norm_policy, dtype, head_map, {', '.join(ALIASES)}, or a field of ModelSpec",
         )
     if not path.exists():
         raise CheckpointError(f"{path}: nothing there", expected="a weight file or folder of a known family")
@@ -195,6 +234,8 @@ def _describe(
         facts["num_classes"] = num_classes
     elif head_map and facts["num_classes"]:
         facts["num_classes"] = len(read_head_map(Path(head_map), facts["num_classes"], None))
+    if "arch" in given:
+        facts |= _asked_size(given, contents, family)
     if "arch" not in facts:
         facts["heads"] = facts.get("heads") or _registered_heads(facts["dim"], path)
         facts |= _architecture(facts, internvideo2)
@@ -219,17 +260,38 @@ def _registered_heads(dim: int, path: Path) -> int:
     return known[dim]
 
 
+def _asked_size(given: Mapping[str, Any], contents: Contents, family: Family) -> Facts:
+    """The sizes of the architecture that is asked for. Raises CheckpointError where the file's are others."""
+    check_value("arch", given["arch"])
+    if given["arch"] in (CUSTOM, CUSTOM_INTERNVIDEO2):
+        return {}
+    facts = _facts(contents, family)
+    theirs = _numbers(own_spec(contents).encoder_size) if family is DSVID else tuple(facts[name] for name in _SIZES)
+    size = _numbers(encoder_size(given["arch"]))
+    if theirs != size:
+        raise CheckpointError(
+            f"{contents.file.path} is not of the size of arch={given['arch']}",
+            found=_size_words(theirs),
+            expected=_size_words(size),
+            fix="leave arch out, or give the file's own",
+        )
+    return dict.fromkeys(_SIZES, 0) | {name: given[name] for name in _SIZES if name in given}
+
+
+def _size_words(size: tuple[int, ...]) -> str:
+    return "width {}, {} blocks, patch {}, MLP {}".format(*size)
+
+
 def _architecture(facts: Facts, internvideo2: bool) -> Facts:
     """The registered architecture of these sizes, or "custom"."""
-    sizes = ("dim", "depth", "patch", "mlp_hidden")
-    wanted = tuple(facts[name] for name in sizes)
+    wanted = tuple(facts[name] for name in _SIZES)
     for arch, size in (ENCODERS | CLASSIFIERS).items():
         traits = VIVIT_TRAITS if arch == "vivit_base" else {"cls_token": False}
         if is_internvideo2(arch) != internvideo2 or _numbers(size) != wanted:
             continue
         if all(facts.get(name, False) == value for name, value in traits.items()):
             heads = 0 if facts["heads"] == size.heads else facts["heads"]
-            return {"arch": arch, "heads": heads, **dict.fromkeys(sizes, 0)}
+            return {"arch": arch, "heads": heads, **dict.fromkeys(_SIZES, 0)}
     return {"arch": CUSTOM_INTERNVIDEO2 if internvideo2 else CUSTOM}
 
 

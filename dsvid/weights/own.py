@@ -25,6 +25,15 @@ def _describe(contents: Contents) -> Facts:
     return {**facts, "internvideo2": spec.internvideo2}
 
 
+def _states(contents: Contents) -> Facts:
+    spec = own_spec(contents)
+    facts: Facts = {"heads": spec.encoder_size.heads, "gelu": spec.gelu, "norm_eps": spec.norm_eps}
+    facts |= {"pooled_eps": spec.pooled_eps}
+    if spec.internvideo2:
+        facts["pool_heads"] = spec.pool_heads
+    return facts | ({"decoder_heads": spec.decoder_size.heads} if spec.task == "pretrain" else {})
+
+
 def _stored_grid(contents: Contents, target: TubeletGrid) -> tuple[int, int, int]:
     grid = own_spec(contents).grid
     return (grid.t, grid.h, grid.w)
@@ -35,6 +44,7 @@ DSVID = Family(
     layout="dsvid",
     positions="sincos_flat",
     describe=_describe,
+    states=_states,
     stored_grid=_stored_grid,
     dropped=DECODER,
 )

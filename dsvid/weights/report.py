@@ -14,7 +14,8 @@ class LoadReport:
     """`loaded`, `reshaped` and `missing` are names of our model, `dropped` and `unexpected` names of the file.
 
     `reshaped` says how (its names are in `loaded` too), `dropped` was left out on purpose and says why; `missing` keeps
-    its initial value; `unexpected` has no known use. `family` and `why` say how the file was understood.
+    its initial value; `unexpected` has no known use. `family` and `why` say how the file was understood, `notes` what
+    else there is to know before the weights are used.
     """
 
     family: str = ""
@@ -24,6 +25,7 @@ class LoadReport:
     dropped: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """The family, then one line per kind, for the log."""
@@ -32,7 +34,7 @@ class LoadReport:
         rows += [f"reshaped: {_some(f'{name}: {how}' for name, how in self.reshaped.items())}"]
         rows += [f"dropped: {_some(_reasons(self.dropped))}" if self.dropped else "dropped: 0"]
         rows += [f"missing: {_some(self.missing)}", f"unexpected: {_some(self.unexpected)}"]
-        return head + rows
+        return head + rows + [f"note: {note}" for note in self.notes]
 
     def table(self) -> str:
         """Every tensor in aligned columns; the same parameter of several blocks is one row with their count."""
@@ -49,7 +51,8 @@ class LoadReport:
         ]
         head = [f"family {self.family}: {self.why}"] if self.family else []
         kinds = ("loaded", "reshaped", "dropped", "missing", "unexpected")
-        return "\n".join([*head, *lines, ", ".join(f"{len(getattr(self, kind))} {kind}" for kind in kinds)])
+        counts = ", ".join(f"{len(getattr(self, kind))} {kind}" for kind in kinds)
+        return "\n".join([*head, *lines, counts, *(f"note: {note}" for note in self.notes)])
 
 
 def _some(items: Iterable[str]) -> str:

@@ -86,7 +86,8 @@ def open_weights(path: Path) -> WeightFile:
     config = _neighbour(path)
     file = _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
     if config.get("format") == FORMAT and path.name == "model.safetensors":
-        file.own = read_config(path.parent)["model"]
+        own = read_config(path.parent).get("model")
+        file.own = own if isinstance(own, Mapping) else {}  # which own_spec refuses
     elif "model_type" in config:
         file.hf = config
     return file

@@ -17,6 +17,7 @@ from dsvid.weights.hf import KEY_BIAS, config_facts, has_transformers_names, rea
 from dsvid.weights.source import WeightFile, open_weights
 
 _SIDE = 14  # 224 pixels in patches of 16
+_FRAMES, _PIXELS = 32, 224  # transformers' defaults, which a config.json may leave out
 _POOLER = (r"pooler\.", "transformers' pooler: of no use to a classifier")
 
 
@@ -72,19 +73,24 @@ def simple_tad_state(path: Path) -> dict[str, Tensor]:
 def _describe(contents: Contents) -> Facts:
     facts = {**facts_of_vit(contents), "norm_eps": 1e-6}
     if "encoder.cls_token" not in contents.entries:
-        config = config_facts(contents)
-        return {**facts, **({"heads": config["heads"]} if "heads" in config else {})}
-    return {**facts, **VIVIT_TRAITS, "num_frames": 32, **config_facts(contents)}
+        return {**facts, **_states(contents)}
+    return {**facts, **VIVIT_TRAITS, "num_frames": _FRAMES, **config_facts(contents)}
+
+
+def _states(contents: Contents) -> Facts:
+    """Its config.json; of a converted model the heads alone, because simple-tad computes another GELU."""
+    config = config_facts(contents)
+    return config if "encoder.cls_token" in contents.entries else {k: v for k, v in config.items() if k == "heads"}
 
 
 def _stored_grid(contents: Contents, target: TubeletGrid) -> tuple[int, int, int] | None:
     cls = "encoder.cls_token" in contents.entries
     table = contents.entries.get("encoder.pos_embed") or contents.entries["pos_embed"]
     rows = table.shape[1] - cls
-    config = contents.file.hf or {}
-    if cls and isinstance(config.get("tubelet_size"), list):
-        tubelet, patch = config["tubelet_size"][0], config["tubelet_size"][1]
-        side = config["image_size"] // patch
+    if cls and (contents.file.hf or {}).get("model_type") == "vivit":
+        _, _, tubelet, patch, _ = contents.shapes["encoder.patch_embed.proj.weight"]
+        config = {"num_frames": _FRAMES, "input_size": _PIXELS, **config_facts(contents)}
+        side = config["input_size"] // patch
         return (config["num_frames"] // tubelet, side, side)
     if rows == target.tokens:
         return (target.t, target.h, target.w)
@@ -100,6 +106,7 @@ VIVIT = Family(
     refuses=_refuses,
     read=_read,
     describe=_describe,
+    states=_states,
     stored_grid=_stored_grid,
     norm_goes_on=True,
     dropped=(

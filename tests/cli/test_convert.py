@@ -163,6 +163,18 @@ def test_a_damaged_source_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["a", "w", "cls_token=1"], "true or false"),
         (["a", "w", "dtype=fp16"], "dtype"),
         (["a", "w", "num_frames=5"], "num_frames=5"),
+        (["a", "w", "head_map=5"], "head_map=./5"),
+        (["a", "w", "labels=[one, two, three]"], "labels="),
+        (["a", "w", "attention=foo"], "auto, flash_attn, sdpa, math"),
+        (["a", "w", "drop_path=3"], "drop_path=3"),
+        (["a", "w", "norm_eps=-1"], "norm_eps=-1"),
+        (["a", "w", "num_frames=0"], "num_frames=0"),
+        (["a", "w", "arch=5"], "arch=5"),
+        (["a", "w", "arch=vit_large"], "width 128, 4 blocks, patch 8, MLP 512"),
+        (["a", "w", "task=segment"], "pretrain, classify, detect, anomaly"),
+        (["a", "w", "depth=2"], "blocks.2."),
+        (["a", "w", "--from", "vivit"], "--from dsvid"),
+        (["a/model.safetensors", "w", "--from", "vivit"], "--from dsvid"),
     ],
 )
 def test_wrong_calls(
@@ -207,3 +219,15 @@ def test_a_hugging_face_file_of_the_older_names_converts(tmp_path: Path) -> None
         assert main(["convert", str(old), str(tmp_path / f"{endings[0]}-w")]) == 0
         back = load_file(tmp_path / f"{endings[0]}-w" / "model.safetensors")
         assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
+
+
+def test_other_pixels_stay_other_pixels(tmp_path: Path) -> None:
+    spec = replace(PRETRAIN, gelu="tanh")
+    export("hf", tmp_path / "a", build_model(spec, seed=2).state_dict(), spec, Card(trained={"norm_pix": False}),
+           overwrite=False)  # fmt: skip
+    assert main(["convert", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    described = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert described["trained"]["norm_pix"] is False and described["model"]["gelu"] == "tanh"
+    assert main(["convert", str(tmp_path / "b"), str(tmp_path / "c"), "--to", "hf"]) == 0
+    described = json.loads((tmp_path / "c" / "config.json").read_text())
+    assert described["norm_pix_loss"] is False and described["hidden_act"] == "gelu_pytorch_tanh"

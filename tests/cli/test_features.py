@@ -1,4 +1,4 @@
-"""`dsvid features`: which windows, what is in a file, and what happens when it is started again."""
+"""`dsvid features`: what is in a file, and what happens when it is started again."""
 
 from __future__ import annotations
 
@@ -14,70 +14,14 @@ import torch
 from safetensors import safe_open
 
 from dsvid.cli import main
-from dsvid.cli.feature_windows import KEYS, output_names, read_arrays, read_videos, windows
 from dsvid.data.decode import choose_decoder, open_clip_source
+from dsvid.data.feature_files import KEYS, read_arrays
 from dsvid.models.spec import ModelSpec, build_model
 from dsvid.weights import load_model
 from dsvid.weights.folder import write_folder
 
 SPEC = ModelSpec("classify", "vit_micro", 4, 16, num_classes=3)
 INPUT = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "sampling_rate": 2}
-
-
-# ---- windows -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("frames", "stride", "expected"),
-    [
-        (16, 8, [(0, 8, False), (8, 16, False)]),
-        (17, 8, [(0, 8, False), (8, 16, False), (16, 17, True)]),
-        (15, 8, [(0, 8, False), (8, 15, False)]),  # frame 14 is the last one shown: nothing is repeated
-        (14, 8, [(0, 8, False), (8, 14, True)]),
-        (12, 2, [(0, 8, False), (2, 10, False), (4, 12, False)]),
-        (20, 16, [(0, 8, False), (16, 20, True)]),
-        (3, 8, [(0, 3, True)]),
-        (1, 1, [(0, 1, True)]),
-    ],
-)
-def test_windows_cover_the_video_and_the_last_one_is_flagged(
-    frames: int, stride: int, expected: list[tuple[int, int, bool]]
-) -> None:
-    found = windows(frames, 4, 2.0, stride)
-    assert [(w.start, w.end, w.padded) for w in found] == expected
-    for window in found:
-        reach = [window.start + 2 * i for i in range(4)]
-        shown = [i for i in reach if i < frames]
-        assert window.indices.tolist() == shown + shown[-1:] * (4 - len(shown))
-
-
-def test_seconds_make_even_starts() -> None:
-    assert [w.start for w in windows(100, 4, 1.0, 12.5)] == [0, 13, 25, 38, 50, 63, 75, 88]
-
-
-# ---- lists and names -----------------------------------------------------------------------------------------------
-
-
-def test_lists_with_and_without_labels_and_one_video(tmp_path: Path) -> None:
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "one clip.mp4").write_bytes(b"x")
-    (tmp_path / "paths.txt").write_text('# mine\na/one clip.mp4\n"b/one clip.mp4"\n')
-    (tmp_path / "labelled.txt").write_text('"a/one clip.mp4" 3\n"b/one clip.mp4" 1\n')
-    for name in ("paths.txt", "labelled.txt"):
-        manifest = read_videos(str(tmp_path / name))
-        assert [manifest[i].path for i in range(2)] == [str(tmp_path / f / "one clip.mp4") for f in ("a", "b")]
-        assert output_names(manifest, ".npz") == ["a/one clip.npz", "b/one clip.npz"]
-    single = read_videos(str(tmp_path / "a" / "one clip.mp4"))
-    assert len(single) == 1 and output_names(single, ".npz") == ["one clip.npz"]
-
-
-def test_names_stay_apart(tmp_path: Path) -> None:
-    (tmp_path / "l.txt").write_text("x.mp4 0 5\nx.mp4 5 5\nx.avi 0 -1\ny.mp4 0 -1\ny.mp4 0 -1\n../out/z.mp4 0 -1\n")
-    names = output_names(read_videos(str(tmp_path / "l.txt")), ".npz")
-    assert len(set(names)) == 6
-    assert names[:3] == ["x.mp4.0-5.npz", "x.mp4.5-10.npz", "x.avi.npz"]
-    assert not any(name.startswith(("/", "..")) for name in names)
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------
@@ -173,11 +117,32 @@ def test_a_second_start_makes_only_what_is_missing_or_damaged(place: Path, capsy
     assert not list((place / "f").rglob(".*")), "something was left behind"
 
 
-@pytest.mark.parametrize("change", [["--stride-frames", "3"], ["--sampling-rate", "1"], ["--dtype", "fp16"]])
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["--stride-frames", "3"],
+        ["--sampling-rate", "1"],
+        ["--dtype", "fp16"],
+        ["--frame-start", "0"],
+        ["--frame-name", "{}.png"],
+    ],
+)
 def test_features_made_otherwise_do_not_mix(change: list[str], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(place) == 0
     assert call(place, *change) == 2
     assert "made otherwise" in capsys.readouterr().err
+
+
+def test_another_family_does_not_mix(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = {name: tensor + 0.1 for name, tensor in build_model(SPEC, seed=3).state_dict().items()}
+    torch.save({"module": state}, place / "w.pth")
+    words = ["features", str(place / "list.txt"), "--weights", str(place / "w.pth"), "--out", str(place / "f"),
+             "--workers", "0", "num_frames=4", "image_size=16"]  # fmt: skip
+    assert main(words) == 0
+    assert json.loads((place / "f" / "features.json").read_text())["family"] == "videomae"
+    assert main([*words, "--family", "videomae"]) == 0  # what auto found
+    assert main([*words, "--family", "mvd"]) == 2  # the same tensors beside another position table
+    assert "family: 'videomae' there, 'mvd' here" in capsys.readouterr().err
 
 
 def test_other_weights_do_not_mix(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,6 +178,16 @@ def test_nothing_readable_is_an_error(place: Path, capsys: pytest.CaptureFixture
     [
         (["--batch", "0"], "--batch"),
         (["--stride-frames", "-1"], "--stride-frames"),
+        (["--stride-frames", "0"], "--stride-frames"),
+        (["--stride-s", "0"], "--stride-s"),
+        (["--stride-s", "nan"], "--stride-s"),
+        (["--stride-s", "inf"], "--stride-s"),
+        (["--stride-s=-inf"], "--stride-s"),
+        (["--view-fps", "nan"], "--view-fps"),
+        (["--frame-start", "-1"], "--frame-start"),
+        (["--frame-name", "img_{:05"], "--frame-name"),
+        (["--frame-name", "img.jpg"], "--frame-name"),
+        (["attention=foo"], "attention=foo"),
         (["--short-side", "8"], "--short-side"),
         (["nonsense"], "nonsense"),
         (["task=pretrain"], "autoencoder"),

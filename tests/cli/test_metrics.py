@@ -41,3 +41,20 @@ def test_wrong_files_are_named(folder: Path, capsys: pytest.CaptureFixture[str])
     write(folder / "2.txt", "a 4.0 0")
     assert main(["metrics", "views", str(folder / "2.txt")]) == 2
     assert "2.txt:2" in capsys.readouterr().err
+
+
+def test_json_goes_into_a_new_folder_or_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["metrics", "views", str(folder / "0.txt"), "--json"]
+    assert main([*words, str(folder / "new" / "deep" / "r.json")]) == 0
+    assert json.loads((folder / "new" / "deep" / "r.json").read_text())["videos"] == 2
+    for wrong in (folder / "0.txt" / "r.json", folder / "new"):
+        assert main([*words, str(wrong)]) == 2
+        assert str(wrong) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("label", [3, -1])
+def test_a_label_that_is_no_class_is_named(label: int, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(folder / "2.txt", f"c [4.0, 0.0, 0.0] {label} 0 0")
+    assert main(["metrics", "views", str(folder)]) == 2
+    told = capsys.readouterr().err
+    assert "'c'" in told and f"label {label}" in told and "0 to 2" in told

@@ -15,7 +15,7 @@ from dsvid.data import randaugment
 from dsvid.data.randaugment import parse_policy
 from dsvid.errors import RecipeError
 
-HPARAMS = {"translate_const": 100, "img_mean": randaugment.FILL, "interpolation": Image.Resampling.BICUBIC}
+HPARAMS = {"translate_const": 100, "interpolation": Image.Resampling.BICUBIC}
 VIDEOMAE = "rand-m7-n4-mstd0.5-inc1"
 
 

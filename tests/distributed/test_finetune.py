@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,7 +106,11 @@ def test_evaluating_the_average_leaves_the_training_alone(kind: str, stage: int,
 def test_validation_is_written_and_the_best_weights_are_kept(kind: str, stage: int, runs: Path) -> None:
     out = runs / f"{kind}-z{stage}"
     evals = rows(out, "eval")
-    assert [(row["split"], row["step"], row["videos"]) for row in evals[:2]] == [("val", 2, 12), ("val", 4, 12)]
+    assert [(row["split"], row["step"], row["videos"], row.get("final")) for row in evals] == [
+        ("val", 2, 12, None),
+        ("val", 4, 12, None),
+        ("val", 4, 12, True),
+    ]
     assert all({"top1", "top5", "mean_class", "ema_top1", "ema_top5"} <= row.keys() for row in evals[:2])
     best = max(evals[:2], key=lambda row: max(row["top1"], row["ema_top1"]))  # type: ignore[type-var]
     kept = json.loads((out / "weights_best" / "config.json").read_text())
@@ -113,6 +118,35 @@ def test_validation_is_written_and_the_best_weights_are_kept(kind: str, stage: i
     source = "ema" if best["ema_top1"] > best["top1"] else "last"  # type: ignore[operator]
     state = consolidate(out / "checkpoints" / f"step-{best['step']:08d}", weights=source)
     assert all(torch.equal(state[name], tensor) for name, tensor in weights(out / "weights_best").items())
+
+
+def test_a_run_that_goes_on_keeps_the_best_it_had_not_published(
+    runs: Path, lists: Path, run_ranks: Ranks, tmp_path: Path
+) -> None:
+    more = ["eval.every_epochs=1", FP32]
+    out = tmp_path / "out"
+    must_succeed(run_ranks(1, [job(out, lists, *more, "run.max_steps=2")]))
+    shutil.rmtree(out / "weights_best")  # as if it had been ended behind the checkpoint
+    must_succeed(run_ranks(1, [job(out, lists, *more, "run.max_steps=2")]))
+    assert json.loads((out / "weights_best" / "config.json").read_text())["trained"]["steps"] == 2
+    assert [row.get("final") for row in rows(out, "eval")] == [None, True], "the test's line is replaced, not repeated"
+
+
+def test_a_start_that_failed_does_not_lock_its_folder(lists: Path, run_ranks: Ranks, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    nothing = tmp_path / "empty.pth"
+    nothing.write_bytes(b"no weights")
+    ((code, output),) = run_ranks(1, [job(out, lists, f"model.init={nothing}", "run.max_steps=1")])
+    assert code == 2 and "empty.pth" in output
+    must_succeed(run_ranks(1, [job(out, lists, "run.max_steps=1")]))
+
+
+def test_a_recipe_that_the_command_line_completes_trains(lists: Path, run_ranks: Ranks, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("task: classify\nmodel: {arch: vit_micro, positions: sincos_separable}\n")
+    words = job(tmp_path / "out", lists, "run.max_steps=1", "model.num_classes=8", "run.epochs=1")
+    words[words.index("demo_finetune")] = str(path)
+    must_succeed(run_ranks(1, [words]))
 
 
 def test_the_average_is_taken_up_where_it_was_saved(runs: Path, lists: Path, run_ranks: Ranks, tmp_path: Path) -> None:

@@ -114,3 +114,12 @@ def test_parameter_names_are_those_of_the_originals() -> None:
     assert {"mask_token", "encoder_to_decoder.weight", "encoder.norm.weight", "decoder.head.bias"} <= names
     assert "encoder.blocks.1.attn.q_bias" in names and "decoder.blocks.0.mlp.fc2.weight" in names
     assert len(names) == 4 * 13 + 10  # 13 a block; patch embedding, two norms, head: 8; the projection; the token
+
+
+def test_the_other_gelu_is_computed_in_encoder_and_decoder() -> None:
+    patches, visible, decoded = _inputs()
+    erf, tanh = (MaskedAutoencoder(ENCODER, DECODER, GRID, gelu=gelu) for gelu in ("erf", "tanh"))
+    blocks = [*tanh.encoder.blocks, *tanh.decoder.blocks]
+    assert {block.mlp.approximate for block in blocks} == {"tanh"}
+    away = (erf(patches, visible, decoded, 18) - tanh(patches, visible, decoded, 18)).abs().max()
+    assert 0 < away < 1e-2

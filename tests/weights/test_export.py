@@ -108,6 +108,40 @@ def test_transformers_other_gelu_and_eps(tmp_path: Path) -> None:
     assert any("fc_norm" in line for line in remarks("hf", CLASSIFY))
 
 
+def test_transformers_predicts_the_same_pixels_with_the_other_gelu(tmp_path: Path) -> None:
+    spec = replace(PRETRAIN, gelu="tanh", norm_eps=1e-12, pooled_eps=1e-5)
+    ours = written("hf", spec, tmp_path / "hf").double()
+    theirs = from_transformers("VideoMAEForPreTraining", tmp_path / "hf").double()
+    video = torch.randn(1, 3, 4, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    index = torch.arange(ours.grid.tokens)[None]
+    hidden = index % 4 != 1
+    with torch.no_grad():
+        found = theirs(video.permute(0, 2, 1, 3, 4), bool_masked_pos=hidden).logits
+        patches = video_patches(video, ours.grid)[:, index[~hidden]]
+        expected = ours(patches, index[~hidden][None], index[hidden][None], int(hidden.sum()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # of the tables, which are fp32
+
+
+@pytest.mark.parametrize("norm_pix", [None, True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_whether_pixels_were_normalised_goes_along(layout: Layout, norm_pix: bool | None, tmp_path: Path) -> None:
+    trained = {} if norm_pix is None else {"norm_pix": norm_pix}
+    written(layout, PRETRAIN, tmp_path / "a", replace(CARD, labels=(), trained={"steps": 7, **trained}))
+    card = read_card(tmp_path / "a")
+    assert card.norm_pix is (norm_pix is not False)
+    written("hf", PRETRAIN, tmp_path / "b", card)
+    stated = json.loads((tmp_path / "b" / "config.json").read_text())["norm_pix_loss"]
+    assert stated is (norm_pix is not False)
+
+
+def test_transformers_word_on_normalised_pixels_is_read(tmp_path: Path) -> None:
+    written("hf", PRETRAIN, tmp_path / "a", Card())
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    del config["dsvid"]
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config | {"norm_pix_loss": False}))
+    assert read_card(tmp_path / "a").trained == {"norm_pix": False}
+
+
 def test_transformers_prepares_pixels_as_we_do(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     written("hf", CLASSIFY, tmp_path / "hf")

@@ -330,3 +330,37 @@ def test_what_config_json_says_of_a_model(tmp_path: Path) -> None:
         load_model(tmp_path / "hf")
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-5}))
     assert load_model(tmp_path / "hf")[0].blocks[0].norm1.eps == 1e-5
+
+
+@pytest.mark.parametrize("left_out", ["image_size", "num_frames", "tubelet_size", "everything"])
+def test_what_a_vivit_config_leaves_out_is_transformers_default(left_out: str, tmp_path: Path) -> None:
+    theirs, _ = _transformers("VivitForVideoClassification", image_size=224, num_frames=32, num_labels=3)
+    theirs.save_pretrained(tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    kept = {"model_type": "vivit", "num_attention_heads": 4}
+    kept |= {} if left_out == "everything" else {k: v for k, v in config.items() if k != left_out}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(kept))
+    table = theirs.state_dict()["vivit.embeddings.position_embeddings"][0]
+    for size, resized in ({}, table[1:]), ({"num_frames": 16, "image_size": 112}, None):
+        model, report = load_model(tmp_path / "hf", **size)  # type: ignore[arg-type]
+        expected = resize_table(table[1:], (16, 14, 14), (8, 7, 7)) if resized is None else resized
+        assert not report.missing and torch.allclose(model.pos_embed[0, 1:], expected)
+
+
+@pytest.mark.parametrize("act", ["gelu_new", "gelu_fast", "gelu"])
+def test_an_autoencoder_of_transformers_has_its_gelu(act: str, tmp_path: Path) -> None:
+    decoder = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    sizes = {f"decoder_{name}": value for name, value in decoder.items()}
+    theirs, _ = _transformers("VideoMAEForPreTraining", patch_size=8, use_mean_pooling=False, hidden_act=act, **sizes)
+    theirs.double().save_pretrained(tmp_path / "hf")
+    model, _ = load_model(tmp_path / "hf", task="pretrain", dtype=torch.float64)
+    assert model.spec.gelu == ("erf" if act == "gelu" else "tanh")
+    video = torch.randn(1, 3, 4, 16, 16, dtype=torch.float64)
+    mask = torch.tensor([[True, False, True, True] * 2])
+    order = mask.int().argsort(dim=1, stable=True)
+    patches = video.view(1, 3, 2, 2, 2, 8, 2, 8).permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(1, 8, -1)
+    with torch.no_grad():
+        expected = theirs(video.transpose(1, 2), bool_masked_pos=mask).logits
+        ours = model(patches[:, order[0, :2]], order[:, :2], order[:, 2:], 6)
+    # The other GELU is 1e-4 away.
+    assert torch.allclose(ours, expected, atol=1e-6)

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsvid.errors import CheckpointError
+from dsvid.errors import CheckpointError, RecipeError
 from dsvid.models.spec import ModelSpec, build_model
 from dsvid.weights import load_model
+from dsvid.weights.card import Card
+from dsvid.weights.export import Layout, export
 from dsvid.weights.folder import read_state, write_folder
 from dsvid.weights.load import family_names, open_start
 
@@ -82,6 +84,16 @@ def test_a_config_written_before_the_newer_fields_is_read(folder: Path) -> None:
     assert model.spec == PRETRAIN
 
 
+@pytest.mark.parametrize("model", [None, "vit_micro", {}, {"arch": "vit_micro", "depths": 3}])
+def test_a_description_that_is_none_is_named(model: Any, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text()) | {"model": model}
+    if model is None:
+        del config["model"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="model description is not understood"):
+        load_model(folder)
+
+
 def test_other_positions_do_not_load_in_silence(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="other positions") as caught:
         open_start(folder, replace(PRETRAIN, positions="sincos_flat"))
@@ -91,6 +103,76 @@ def test_other_positions_do_not_load_in_silence(folder: Path, tmp_path: Path) ->
         open_start(tmp_path / "f.pth", CLASSIFY)
     assert "init_family=mvd" in str(caught.value.fix)
     assert open_start(tmp_path / "f.pth", CLASSIFY, family="mvd").report.family == "mvd"
+
+
+# ---- what a file states and no tensor shows ------------------------------------------------------------------------
+
+PLAIN = replace(CLASSIFY, positions="sincos_flat")
+
+
+def _stating(layout: Layout, spec: ModelSpec, path: Path) -> Path:
+    export(layout, path, build_model(spec, seed=4).state_dict(), spec, Card(), overwrite=False)
+    return path
+
+
+@pytest.mark.parametrize("layout", ["dsvid", "hf", "videomae"])
+@pytest.mark.parametrize("task", ["classify", "pretrain"])
+def test_other_heads_than_the_file_states_do_not_load_in_silence(layout: Layout, task: str, tmp_path: Path) -> None:
+    spec = replace(PLAIN, task=task, num_classes=5 if task == "classify" else 0)
+    path = _stating(layout, replace(spec, heads=2, decoder_heads=2), tmp_path / "w")
+    with pytest.raises(CheckpointError, match="other attention heads") as caught:
+        open_start(path, spec)
+    assert caught.value.fix == "model.heads=2" and "states 2" in str(caught.value) and caught.value.expected == 4
+    open_start(path, replace(spec, heads=2))
+    if task == "pretrain":
+        with pytest.raises(CheckpointError, match="heads of the decoder") as caught:
+            open_start(path, replace(spec, heads=2, decoder_heads=4))
+        assert caught.value.fix == "model.decoder_heads=2"
+        open_start(path, replace(PLAIN, heads=2))  # the decoder is of no use there
+
+
+@pytest.mark.parametrize("layout", ["dsvid", "hf"])
+def test_another_gelu_than_the_file_states_does_not_load_in_silence(layout: Layout, tmp_path: Path) -> None:
+    path = _stating(layout, replace(PLAIN, gelu="tanh"), tmp_path / "w")
+    with pytest.raises(CheckpointError, match="other GELU") as caught:
+        open_start(path, PLAIN)
+    assert caught.value.fix == "model.gelu=tanh"
+    assert not open_start(path, replace(PLAIN, gelu="tanh")).report.notes
+
+
+def test_another_width_is_said_before_the_heads(tmp_path: Path) -> None:
+    path = _stating("dsvid", PLAIN, tmp_path / "w")
+    with pytest.raises(CheckpointError, match="another shape"):
+        open_start(path, replace(PLAIN, arch="vit_tiny", input_size=32))
+
+
+def test_another_eps_than_the_file_states_is_noted(tmp_path: Path) -> None:
+    blocks = "the file states an eps of 1e-12 for the norms of the blocks, training uses 1e-06"
+    pooled = "the file states an eps of 1e-05 for fc_norm, training uses 1e-06"
+    theirs = replace(PLAIN, norm_eps=1e-12, pooled_eps=1e-5)
+    for layout in ("hf", "dsvid"):
+        report = open_start(_stating(layout, theirs, tmp_path / layout), PLAIN).report  # type: ignore[arg-type]
+        assert report.notes == [blocks, pooled]
+        assert f"note: {blocks}" in report.lines() and f"note: {blocks}" in report.table()
+    start = open_start(_stating("hf", replace(theirs, task="pretrain", num_classes=0), tmp_path / "p"), PLAIN)
+    assert start.report.notes == [blocks]  # fc_norm starts fresh
+    assert not open_start(_stating("hf", PLAIN, tmp_path / "same"), PLAIN).report.notes
+
+
+def test_what_transformers_code_has_beside_its_config_is_noted(tmp_path: Path) -> None:
+    path = _stating("hf", PLAIN, tmp_path / "w")
+    config = json.loads((path / "config.json").read_text())
+    del config["dsvid"]
+    (path / "config.json").write_text(json.dumps(config))
+    (note,) = open_start(path, PLAIN).report.notes
+    assert "1e-05 for fc_norm" in note
+    for key in ("num_attention_heads", "hidden_act", "layer_norm_eps"):
+        del config[key]
+    (path / "config.json").write_text(json.dumps(config))
+    assert open_start(path, replace(PLAIN, heads=2)).report.notes == [note]  # what is not said is not compared
+
+
+# ---- what does not fit ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", ["nan", "inf", "missing", "extra", "shape"])
@@ -110,12 +192,8 @@ def test_weights_that_do_not_fit_are_named(damage: str, folder: Path, tmp_path: 
     for spec in (PRETRAIN, CLASSIFY):
         with pytest.raises(CheckpointError, match=name.split(".")[-1]):
             open_start(tmp_path / "damaged", spec)
-    if damage == "extra":
-        _, report = load_model(tmp_path / "damaged")
-        assert report.unexpected == ["encoder.blocks.1.attn.scale"]
-    else:
-        with pytest.raises(CheckpointError, match=name.split(".")[-1]):
-            load_model(tmp_path / "damaged", task="pretrain")
+    with pytest.raises(CheckpointError, match=name.split(".")[-1]):
+        load_model(tmp_path / "damaged", task="pretrain")
 
 
 @pytest.mark.parametrize("name", ["patch_embed.proj.bias", "blocks.3.mlp.fc2.weight", "blocks.0.norm1.bias"])
@@ -240,6 +318,50 @@ def test_frames_and_size_follow_the_overrides(fine_tuned: Path) -> None:
     model, _ = load_model(fine_tuned, num_frames=4, image_size=24)
     assert model(torch.randn(1, 3, 4, 24, 24)).shape == (1, 5)
     assert load_model(fine_tuned)[0].grid.frames == 16
+
+
+def test_an_architecture_of_another_size_is_refused(tmp_path: Path, fine_tuned: Path) -> None:
+    spec = ModelSpec("classify", "custom", 4, 16, dim=48, depth=3, heads=3, patch=8, mlp_hidden=96, num_classes=3)
+    torch.save(build_model(spec, seed=2).state_dict(), tmp_path / "c.pth")
+    own = _write(tmp_path / "own", build_model(spec, seed=2).state_dict(), spec)
+    for path in (tmp_path / "c.pth", own):
+        with pytest.raises(CheckpointError, match="not of the size of arch=vit_large") as caught:
+            load_model(path, arch="vit_large", num_heads=3)
+        assert caught.value.found == "width 48, 3 blocks, patch 8, MLP 96"
+        assert caught.value.expected == "width 1024, 24 blocks, patch 16, MLP 4096"
+    model, _ = load_model(fine_tuned, arch="vit_micro")
+    assert model.spec == load_model(fine_tuned)[0].spec and model.spec.dim == 0
+    with pytest.raises(RecipeError, match="model.arch is unknown"):
+        load_model(fine_tuned, arch="resnet")
+
+
+@pytest.mark.parametrize("depth", [3, 5])
+def test_another_depth_is_refused(depth: int, fine_tuned: Path, tmp_path: Path) -> None:
+    own = _write(tmp_path / "own", build_model(PLAIN, seed=2).state_dict(), PLAIN)
+    for path in (fine_tuned, own):
+        with pytest.raises(CheckpointError, match=r"blocks\.3\." if depth == 3 else r"blocks\.4\."):
+            load_model(path, depth=depth)
+    assert load_model(fine_tuned, depth=4)[1].unexpected == []
+
+
+def test_a_shallower_decoder_is_refused(folder: Path) -> None:
+    shallow = replace(PRETRAIN, decoder_depth=1)
+    with pytest.raises(CheckpointError, match=r"decoder\.blocks\.1\.") as caught:
+        open_start(folder, shallow)
+    assert caught.value.expected == "a model of 4 blocks and 1 of a decoder"
+    with pytest.raises(CheckpointError, match=r"decoder\.blocks\.1\."):
+        load_model(folder, task="pretrain", decoder_depth=1)
+
+
+@pytest.mark.parametrize("family", ["vivit", "videomae", "mvd", "hf"])
+def test_a_file_that_describes_itself_is_of_no_other_family(family: str, tmp_path: Path) -> None:
+    spec = replace(CLASSIFY, heads=2)
+    own = _write(tmp_path / "w", build_model(spec, seed=2).state_dict(), spec)
+    for path in (own, own / "model.safetensors"):
+        with pytest.raises(CheckpointError, match=f"no file of family {family}") as caught:
+            load_model(path, family=family)
+        assert "--from dsvid" in str(caught.value.fix)
+        assert load_model(path, family="dsvid")[0].spec == load_model(path)[0].spec == spec
 
 
 @pytest.mark.parametrize("policy", ["simple_tad", "family"])

@@ -1,14 +1,11 @@
-"""What `dsvid features` reads and writes: the windows of a video, its list, the clips of the windows, one file a video.
+"""Sliding windows over whole videos: where they start, which videos a list names, and the clips of the windows.
 
-Knows no model. Legend: T frames of a window, n windows, S side of the crop.
+Knows no model and no feature files. Legend: T frames of a window, n windows, S side of the crop.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +23,6 @@ from dsvid.data.manifest import VIDEO_SUFFIXES, Entry, Manifest, open_split, rea
 from dsvid.errors import DataError
 
 FRAMES_PER_READ = 32  # full-size pictures held at a time: 0.2 GB of 1080p
-KEYS = ("features", "start_frame", "end_frame", "start_s", "end_s", "padded")
-Arrays = dict[str, NDArray[Any]]
 
 
 # ---- windows -------------------------------------------------------------------------------------------------------
@@ -193,81 +188,3 @@ def _manifest(source: str, lines: list[tuple[int, str]], base: Path) -> Manifest
         is_video = Path(path).suffix.lower() in VIDEO_SUFFIXES or (base / path).is_file()
         manifest.append(Entry(path, -1, 0 if is_video else -1, -1, "video" if is_video else "frames"), number)
     return manifest
-
-
-# ---- files ---------------------------------------------------------------------------------------------------------
-
-
-def output_names(manifest: Manifest, suffix: str) -> list[str]:
-    """Where each video's file goes below --out: its path, from the list's folder on, with another suffix.
-
-    Videos that would share a name keep their own suffix, parts of a video their frames; the rest gets a number.
-    """
-    entries = [manifest[number] for number in range(len(manifest))]
-    short = [_place(entry, manifest.base) for entry in entries]
-    bare = [name.with_suffix("") if name.suffix.lower() in VIDEO_SUFFIXES else name for name in short]
-    often = _counts([str(name) for name in bare])
-    names = [str(own if often[str(plain)] > 1 else plain) for own, plain in zip(short, bare, strict=True)]
-    often = _counts(names)
-    parts = [
-        f"{name}.{entry.start}-{entry.start + entry.total}" if often[name] > 1 and entry.total > 0 else name
-        for name, entry in zip(names, entries, strict=True)
-    ]
-    seen: dict[str, int] = {}
-    for at, name in enumerate(parts):
-        seen[name] = seen.get(name, 0) + 1
-        if seen[name] > 1:
-            parts[at] = f"{name}.{seen[name]}"
-    return [name + suffix for name in parts]
-
-
-def _counts(names: list[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for name in names:
-        counts[name] = counts.get(name, 0) + 1
-    return counts
-
-
-def _place(entry: Entry, base: Path) -> Path:
-    path = Path(os.path.normpath(entry.path))
-    try:
-        return path.relative_to(os.path.normpath(base))
-    except ValueError:
-        return Path(*path.parts[1:]) if path.is_absolute() else path
-
-
-def write_arrays(path: Path, arrays: Arrays, facts: dict[str, Any]) -> None:
-    """One `.npz` (with `facts` as JSON text) or `.safetensors` (with `facts` as metadata); appears whole or not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    scratch = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            if path.suffix == ".npz":
-                stored: dict[str, Any] = {**arrays, "facts": np.asarray(json.dumps(facts))}
-                np.savez(out, **stored)
-            else:
-                from safetensors.numpy import save
-
-                out.write(save(arrays, metadata={"facts": json.dumps(facts)}))
-            out.flush()
-            os.fsync(out.fileno())
-        scratch.chmod(0o644)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    """What `write_arrays` wrote. Raises DataError for a file that is damaged or something else."""
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as stored:
-                arrays: Arrays = {key: stored[key] for key in KEYS}
-                return arrays, json.loads(str(stored["facts"]))
-        from safetensors import safe_open
-
-        with safe_open(path, framework="np") as opened:
-            return {key: opened.get_tensor(key) for key in KEYS}, json.loads(opened.metadata()["facts"])
-    except Exception as error:  # zipfile, numpy, safetensors and json raise a class of their own each
-        raise DataError(f"{path} is no feature file", found=f"{type(error).__name__}: {error}") from error
