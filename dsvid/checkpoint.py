@@ -90,7 +90,8 @@ class RunFolder:
             )
         if held and not before.is_file():
             raise CheckpointError(f"--out {self.out} holds checkpoints but no recipe.yaml", fix="another --out")
-        begun = held or (self.metrics.is_file() and self.metrics.stat().st_size > 0)
+        published = any(f.is_dir() for f in (self.weights, self.weights_average, self.weights_best))
+        begun = held or published or (self.metrics.is_file() and self.metrics.stat().st_size > 0)
         if before.is_file() and begun:  # a start that failed before its first line leaves nothing to protect
             self._check_same_run(before, recipe, config)
         foreign = [p.name for p in self.out.iterdir()] if self.out.is_dir() and not before.is_file() else []

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from dsvid.errors import DataError
 from dsvid.metrics.classification import class_accuracy, confusion_matrix, topk_accuracy
 from dsvid.objectives import ClassifyObjective
 from dsvid.pictures import confusion_picture, save_png
@@ -27,8 +28,8 @@ SHOWN_CLASSES = 60  # a confusion picture of more classes is shrunk, and unlabel
 class Evaluation:
     """Averaged scores [videos, classes] (zero rows where no view could be read), labels, and views read per video.
 
-    `asked` is the number of views of a video; `short` names videos with fewer frames than a clip shows, whose frames
-    were repeated. `merge` says what was averaged: "prob", softmax probabilities, or "score", logits.
+    `asked` is the number of views of a video; `short` lists (index, path) of videos with fewer frames than a clip
+    shows, whose frames were repeated. `merge`: what was averaged, "prob", softmax probabilities, or "score", logits.
     """
 
     scores: NDArray[np.float64]
@@ -36,7 +37,7 @@ class Evaluation:
     views: NDArray[np.int64]
     unreadable: list[dict[str, Any]]
     asked: int
-    short: list[str]
+    short: list[tuple[int, str]]
     merge: Merge = "prob"
 
     @property
@@ -92,7 +93,7 @@ def evaluate(
     classes = objective.model.num_classes
     table = torch.zeros(len(labels), classes + 1, dtype=torch.float64, device=device)  # scores, views
     unreadable: list[dict[str, Any]] = []
-    short: set[str] = set()
+    short: set[tuple[int, str]] = set()
     training = objective.training
     objective.eval()
     for batch in batches:
@@ -113,6 +114,15 @@ def evaluate(
     counts = table[:, -1].clamp(min=1.0)
     merged = (table[:, :-1] / counts[:, None]).cpu().numpy()
     return Evaluation(merged, labels, table[:, -1].long().cpu().numpy(), unreadable, views, sorted(short), merge)
+
+
+def unreadable_list(split: str, result: Evaluation) -> DataError:
+    """The error of a list of which nothing could be read."""
+    return DataError(
+        f"no video of data.{split} could be read",
+        found="; ".join(record["error"] for record in result.unreadable[:2]),
+        fix="data.root says where relative paths of a list start",
+    )
 
 
 def write_result(

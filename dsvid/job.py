@@ -25,7 +25,7 @@ from dsvid.models.spec import ModelSpec, build_model
 from dsvid.objectives import ClassifyObjective, PretrainObjective
 from dsvid.optim import is_frozen
 from dsvid.recipe import Recipe, load_recipe, split_overrides
-from dsvid.runtime import Ranks, agree_error, log, pick_device, share
+from dsvid.runtime import Ranks, log, on_first, pick_device, share
 from dsvid.schedule import Schedule, resolve_schedule
 from dsvid.weights.load import Start, open_start
 
@@ -83,8 +83,8 @@ def resolve_job(
             report_empty_classes(manifest, split, recipe.model.num_classes, names, limit if split == "train" else 0)
     folder = RunFolder(out)
     folder.prepare(recipe, config, resume)
-    if ranks.first and recipe.model.init and not folder.has_checkpoints():
-        check_init(recipe.model.init)
+    if recipe.model.init and ranks.world == 1 and not folder.has_checkpoints():
+        check_init(recipe.model.init)  # with more ranks rank 0 tells the others, once they are together
     facts = {
         "stage": deepspeed_json.get_dotted(config, "zero_optimization.stage") or 0,
         "precision": deepspeed_json.precision(config),
@@ -103,7 +103,7 @@ def published(recipe_name: str, recipe: Recipe) -> Recipe:
 
 
 def check_init(init: str) -> None:
-    """Raise CheckpointError where model.init is not there: found before devices are used, and on rank 0 alone."""
+    """Raise CheckpointError where model.init is not there."""
     if not Path(init).expanduser().exists():
         raise CheckpointError(
             f"model.init={init}: nothing there", expected="a weight file or folder (docs/checkpoints.md)"
@@ -263,19 +263,20 @@ def build_engine(job: Job, *, fresh: bool, start: Start | None) -> Any:
 def read_start(job: Job) -> Start | None:
     """The weights of model.init, on rank 0 alone (None elsewhere); all ranks fail if it fails. A collective."""
     model = job.recipe.model
-    start: Start | None = None
-    error: BaseException | None = None
-    if job.ranks.first:
-        try:
-            start = open_start(
+    start: list[Start] = []
+
+    def read() -> None:
+        check_init(model.init)
+        start.append(
+            open_start(
                 Path(model.init).expanduser(), job.spec,
                 family=model.init_family, final_norm=model.final_norm, head_map=model.head_map,
-            )  # fmt: skip
-            log.info("weights   from %s\n          %s", model.init, "\n          ".join(start.report.lines()))
-        except Exception as failure:  # whatever it is, the other ranks wait for the word
-            error = failure
-    agree_error(error, job.device, f"reading model.init={model.init}")
-    return start
+            )
+        )  # fmt: skip
+        log.info("weights   from %s\n          %s", model.init, "\n          ".join(start[0].report.lines()))
+
+    on_first(job.ranks, job.device, f"reading model.init={model.init}", read)
+    return start[0] if start else None
 
 
 def freeze(objective: torch.nn.Module, recipe: Recipe, spec: ModelSpec) -> None:

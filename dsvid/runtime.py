@@ -9,8 +9,9 @@ import os
 import random
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -164,6 +165,19 @@ def share(thing: Thing, device: torch.device) -> Thing:
     box = [thing]
     dist.broadcast_object_list(box, src=0, device=device if device.type == "cuda" else None)
     return box[0]
+
+
+def on_first(ranks: Ranks, device: torch.device, what: str, work: Callable[[], Thing]) -> Thing:
+    """What `work` gives on rank 0, on every rank; all ranks fail if it fails. A collective."""
+    result: Thing | None = None
+    error: BaseException | None = None
+    if ranks.first:
+        try:
+            result = work()
+        except Exception as failure:  # whatever it is, the other ranks wait for the word
+            error = failure
+    agree_error(error, device, what)
+    return cast("Thing", share(result, device))
 
 
 def barrier() -> None:

@@ -28,8 +28,8 @@ from dsvid.averaging import MovingAverage
 from dsvid.data.decode import choose_decoder
 from dsvid.data.loader import BadClips, TrainLoader, eval_batches
 from dsvid.data.manifest import open_split
-from dsvid.errors import DsvidError
-from dsvid.evaluate import Evaluation, evaluate, write_result
+from dsvid.errors import CheckpointError, DsvidError
+from dsvid.evaluate import Evaluation, evaluate, unreadable_list, write_result
 from dsvid.job import Job, build_engine, class_names, read_start, resolve_job, weights_config
 from dsvid.models.flops import peak_flops, training_flops
 from dsvid.monitor import Monitor
@@ -41,15 +41,15 @@ from dsvid.runtime import (
     agree_sum,
     barrier,
     log,
+    on_first,
     read_ranks,
     say_first,
     say_once,
     seed_everything,
-    share,
     start_log,
 )
 from dsvid.weights.consolidate import consolidate
-from dsvid.weights.folder import check_finite, write_folder
+from dsvid.weights.folder import check_finite, read_config, write_folder
 
 DEFAULT_RECIPE = "demo_pretrain"
 
@@ -117,12 +117,11 @@ def run(args: argparse.Namespace, ranks: Ranks) -> int:
     barrier()
     seed_everything(job.recipe.run.seed)
     engine = build_engine(job, fresh=found is None, start=start)
+    del start  # a large file that is mapped or held
     if found is not None:
         checkpoint.load(engine, found, facts=job.facts, ranks=ranks)
     average = make_average(job, engine, found)
     announce(job, engine, step)
-    if found is not None:
-        keep_best(job, engine, step)
     step = train(job, engine, average, step)
     publish_weights(job, engine, step, job.folder.weights)
     if average is not None:
@@ -165,6 +164,8 @@ def train(job: Job, engine: Any, average: MovingAverage | None, step: int) -> in
     """The loop: from `step` to the schedule's stop; returns the step that it reached, which is saved."""
     schedule, every = job.schedule, job.recipe.run
     batches, monitor, bad = make_batches(job, step), make_monitor(job, step), make_bad_clips(job)
+    if step and validation_due(job, step):
+        validate(job, engine, average, monitor, step)  # where the run was ended between checkpoint and validation
     while step < schedule.stop_step:
         losses = []
         for _ in range(schedule.accumulation):
@@ -186,12 +187,10 @@ def train(job: Job, engine: Any, average: MovingAverage | None, step: int) -> in
             grad_norm = ds.gradient_norm(engine, norm)
             loss = finite_mean(losses, grad_norm, step, job, skipped=engine.skipped_steps)
             monitor.train(step, loss=loss, lr=lr, grad_norm=grad_norm, device=job.device)
-        if validated:
-            validate(job, engine, average, monitor, step)
         if save_due:
             save(job, engine, average, step)
         if validated:
-            keep_best(job, engine, step)
+            validate(job, engine, average, monitor, step)
         if picture_due(job, step):
             draw_reconstruction(job, engine, batch, monitor, step)
         if save_due or picture_due(job, step):
@@ -254,7 +253,7 @@ def counted(batch: dict[str, Any], bad: BadClips) -> dict[str, Any]:
         log.warning("unreadable clip: %s", record["error"])
     for remark in batch["notes"]:
         say_once("%s: %s", remark["path"], remark["note"])
-    for path in batch["short"][:1]:
+    for _, path in batch["short"][:1]:
         say_first(
             "short",
             "some videos have fewer frames than a clip asks for, so frames are repeated (data.num_frames, "
@@ -367,22 +366,25 @@ def draw_reconstruction(job: Job, engine: Any, batch: dict[str, Any], monitor: M
         save_png(picture, job.folder.out / "pictures" / f"reconstruction-{step:08d}.png")
 
 
-def publish_weights(job: Job, engine: Any, step: int, folder: Path, *, average: bool = False) -> None:
+def publish_weights(
+    job: Job, engine: Any, step: int, folder: Path, *, average: bool = False, validation: dict[str, Any] | None = None
+) -> None:
     """Consolidate the checkpoint of `step` into `folder`, on rank 0, from the files alone; all ranks wait."""
-    error: BaseException | None = None
-    if job.ranks.first:
-        try:
-            source = job.folder.checkpoints / f"step-{step:08d}"
-            state = consolidate(source, weights="ema" if average else "last")
-            check_finite(state, source)
-            expected = {name.removeprefix("model.") for name, _ in engine.module.named_parameters()}
-            if set(state) != expected:
-                raise RuntimeError(f"consolidated names differ from the model's: {sorted(set(state) ^ expected)[:5]}")
-            write_folder(folder, state, weights_config(job.recipe, step))
-            log.info("weights   %s", folder / "model.safetensors")
-        except Exception as failure:  # whatever it is, the other ranks wait for the word
-            error = failure
-    agree_error(error, job.device, "consolidating the weights")
+
+    def publish() -> None:
+        source = job.folder.checkpoints / f"step-{step:08d}"
+        state = consolidate(source, weights="ema" if average else "last")
+        check_finite(state, source)
+        expected = {name.removeprefix("model.") for name, _ in engine.module.named_parameters()}
+        if set(state) != expected:
+            raise RuntimeError(f"consolidated names differ from the model's: {sorted(set(state) ^ expected)[:5]}")
+        config = weights_config(job.recipe, step)
+        if validation is not None:
+            config["trained"]["validation"] = validation
+        write_folder(folder, state, config)
+        log.info("weights   %s", folder / "model.safetensors")
+
+    on_first(job.ranks, job.device, "consolidating the weights", publish)
 
 
 def evaluate_split(job: Job, engine: Any, split: str, *, segments: int = 1, crops: int = 1) -> Evaluation:
@@ -409,52 +411,62 @@ def evaluate_split(job: Job, engine: Any, split: str, *, segments: int = 1, crop
     )
     if job.ranks.first:
         counted({"index": [], "bad": result.unreadable, "notes": [], "short": result.short}, make_bad_clips(job))
+    if not result.views.any():  # the same on all ranks
+        raise unreadable_list(split, result)
     return result
 
 
 def validate(job: Job, engine: Any, average: MovingAverage | None, monitor: Monitor, step: int) -> None:
-    """A line in metrics.jsonl for data.val, of the weights and of their average: one view a video. A collective."""
-    numbers = evaluate_split(job, engine, "val").numbers()
-    row = {"kind": "eval", "split": "val", "step": step, "list": val_list(job), **numbers}
-    if average is not None:
-        with average.in_place():
-            theirs = evaluate_split(job, engine, "val").numbers()
-        row |= {f"ema_{key}": theirs[key] for key in ("top1", "top5", "mean_class")}
-    monitor.write(row)
-    shown = " ".join(f"{key} {row[key]:.2f}" for key in ("top1", "top5", "ema_top1") if key in row)
-    monitor.say(f"val at step {step}: {shown}, {numbers['videos']} videos")
+    """A line in metrics.jsonl for data.val, of the weights and of their average, and the best of the run kept.
 
-
-def keep_best(job: Job, engine: Any, step: int) -> None:
-    """Publish the checkpoint of `step` as weights_best/ where its line says that nothing was better. A collective.
-
-    Also where a run goes on that was ended between the checkpoint and this.
+    A collective, behind the checkpoint of `step`. One view a video. A line that is there already is not made again.
     """
-    best: tuple[int, bool] | None = None
-    if job.ranks.first and not job.pretrain and job.recipe.data.val:
-        best = best_so_far(job.folder.metrics, val_list(job))
-        kept = job.folder.weights_best / "config.json"
-        if kept.is_file() and json.loads(kept.read_text(encoding="utf-8"))["trained"]["steps"] == step:
-            best = None
-    best = share(best, job.device)
-    if best is not None and best[0] == step:
-        publish_weights(job, engine, step, job.folder.weights_best, average=best[1])
+    val = on_first(job.ranks, job.device, "reading data.val", lambda: val_list(job))
+    rows = on_first(job.ranks, job.device, "reading metrics.jsonl", lambda: validations(job.folder.metrics, val))
+    if not any(row["step"] == step for row in rows):
+        numbers = evaluate_split(job, engine, "val").numbers()
+        row = {"kind": "eval", "split": "val", "step": step, "list": val, **numbers}
+        if average is not None:
+            with average.in_place():
+                theirs = evaluate_split(job, engine, "val").numbers()
+            row |= {f"ema_{key}": theirs[key] for key in ("top1", "top5", "mean_class")}
+        monitor.write(row)
+        rows.append(on_first(job.ranks, job.device, "validating", lambda: row))
+        shown = " ".join(f"{key} {row[key]:.2f}" for key in ("top1", "top5", "ema_top1") if key in row)
+        monitor.say(f"val at step {step}: {shown}, {numbers['videos']} videos")
+    best = best_of(rows)
+    if best is None or best["steps"] != step:
+        return
+    if not on_first(job.ranks, job.device, "reading weights_best", lambda: holds(job.folder.weights_best, best)):
+        publish_weights(job, engine, step, job.folder.weights_best, average=best["average"], validation=best)
 
 
-def best_so_far(metrics: Path, val: str) -> tuple[int, bool] | None:
-    """The first step with the highest top-1 on the list `val`, and whether it is the average's; None before any."""
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.is_file() else []
+def validations(metrics: Path, val: str) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that belong to the list `val`, without those of final tests."""
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+    return [row for row in map(json.loads, lines) if row.get("list") == val]
+
+
+def best_of(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first step with the highest top-1, and whether it is the average's; None where there is none."""
     seen = [
         (row[key], -row["step"], key == "top1")
         for row in rows
-        if row.get("list") == val
         for key in ("top1", "ema_top1")
         if row.get(key) is not None
     ]
     if not seen:
         return None
-    _, step, own = max(seen)
-    return -step, not own
+    top1, step, own = max(seen)
+    return {"steps": -step, "top1": top1, "average": not own, "list": rows[0]["list"]}
+
+
+def holds(folder: Path, best: dict[str, Any]) -> bool:
+    """Whether a weight folder is the one that `best` describes."""
+    try:
+        return bool(read_config(folder)["trained"]["validation"] == best)
+    except (CheckpointError, KeyError, TypeError):
+        return False
 
 
 def val_list(job: Job) -> str:

@@ -73,10 +73,10 @@ def test_a_view_that_is_missing_is_counted() -> None:
     assert (numbers["views_missing"], numbers["videos"], numbers["unreadable"]) == (2, 2, 1)
 
 
-def test_videos_that_repeat_frames_are_counted_once() -> None:
-    votes = [{**batch([1, 2], [0, 0], [1, 1], [1, 1]), "short": ["a.mp4", "a.mp4"]}]
-    result = run(votes, labels=[1], views=2)
-    assert result.short == ["a.mp4"] and result.numbers()["short_videos"] == 1
+def test_entries_that_repeat_frames_are_counted_once() -> None:
+    votes = [{**batch([1, 2], [0, 0], [1, 1], [1, 1]), "short": [(0, "a.mp4"), (0, "a.mp4"), (1, "a.mp4")]}]
+    result = run(votes, labels=[1, 0], views=2)
+    assert result.short == [(0, "a.mp4"), (1, "a.mp4")] and result.numbers()["short_videos"] == 2
 
 
 def test_logits_or_probabilities_are_averaged() -> None:

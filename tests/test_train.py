@@ -14,7 +14,7 @@ import torch
 from dsvid.recipe import load_recipe
 from dsvid.runtime import Ranks
 from dsvid.schedule import resolve_schedule
-from dsvid.train import best_so_far, finite_mean, is_due, paper_versus_you, picture_due, validation_due
+from dsvid.train import best_of, finite_mean, is_due, paper_versus_you, picture_due, validation_due, validations
 
 
 def job(precision: str = "fp32", **recipe: Any) -> Any:
@@ -85,7 +85,7 @@ def test_a_recipe_without_a_published_run_is_not_compared() -> None:
 
 def test_the_best_so_far_is_read_from_the_metrics(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    assert best_so_far(path, "a") is None
+    assert validations(path, "a") == [] and best_of([]) is None
     rows = [
         {"kind": "train", "step": 1, "loss": 99.0},
         {"kind": "eval", "split": "val", "list": "a", "step": 2, "top1": 40.0, "ema_top1": 43.0},
@@ -94,8 +94,9 @@ def test_the_best_so_far_is_read_from_the_metrics(tmp_path: Path) -> None:
         {"kind": "eval", "split": "val", "list": "a", "step": 4, "top1": None},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert best_so_far(path, "a") == (2, True)
-    assert best_so_far(path, "b") == (3, False)
+    assert best_of(validations(path, "a")) == {"steps": 2, "top1": 43.0, "average": True, "list": "a"}
+    assert best_of(validations(path, "b")) == {"steps": 3, "top1": 80.0, "average": False, "list": "b"}
     with path.open("a") as file:
         file.write(json.dumps({"list": "a", "step": 6, "top1": 43.0, "ema_top1": 41.0}) + "\n")
-    assert best_so_far(path, "a") == (2, True), "the first of equals stays"
+    best = best_of(validations(path, "a"))
+    assert best is not None and best["steps"] == 2, "the first of equals stays"

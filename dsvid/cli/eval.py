@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsvid.errors import CheckpointError, DataError, RecipeError
+from dsvid.errors import CheckpointError, RecipeError
 
 if TYPE_CHECKING:
     from dsvid.recipe import Recipe
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
 
     from dsvid import engine as ds
     from dsvid.data.loader import eval_batches
-    from dsvid.evaluate import evaluate
+    from dsvid.evaluate import evaluate, unreadable_list
     from dsvid.job import make_objective, open_list
     from dsvid.objectives import ClassifyObjective
     from dsvid.recipe import load_recipe, split_overrides
@@ -55,8 +55,10 @@ def run(args: argparse.Namespace) -> None:
         raise RecipeError("dsvid eval tests classification recipes", found=f"task: {recipe.task}", expected="classify")
     check_out(args.out)
     manifest = open_list(recipe, args.split)
-    model = fine_tuned(args.weights, recipe, args.family or recipe.model.init_family)
     card = read_card(args.weights)
+    # model.init_family tells of the weights that the training began with
+    family = args.family or ("auto" if card.model else recipe.model.init_family)
+    model = fine_tuned(args.weights, recipe, family)
     recipe = with_pixels(recipe, card.input)
     names = names_of_classes(recipe, args.split, list(card.labels))
     device = pick_device(ranks)
@@ -79,11 +81,7 @@ def run(args: argparse.Namespace) -> None:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     if not result.views.any():
-        raise DataError(
-            f"no video of data.{args.split} could be read",
-            found="; ".join(record["error"] for record in result.unreadable[:2]),
-            fix="data.root says where relative paths of a list start",
-        )
+        raise unreadable_list(args.split, result)
 
 
 def check_out(out: Path | None) -> None:
@@ -128,17 +126,16 @@ def fine_tuned(path: Path, recipe: Recipe, family: str) -> Any:
 
 
 def said_by(recipe: Recipe, path: Path) -> dict[str, Any]:
-    """What the recipe says of a file that does not describe itself; at a key's default the family decides."""
+    """The recipe's clip, and what else it says of a file that does not describe itself; at a key's default the family
+    decides.
+    """
     from dsvid.weights.card import read_card
 
-    if read_card(path).model.get("arch"):
-        return {}
     model = recipe.model
-    said: dict[str, Any] = {
-        "num_frames": recipe.data.num_frames,
-        "image_size": recipe.data.input_size,
-        "final_norm_policy": model.final_norm,
-    }
+    said: dict[str, Any] = {"num_frames": recipe.data.num_frames, "image_size": recipe.data.input_size}
+    if read_card(path).model.get("arch"):
+        return said
+    said["final_norm_policy"] = model.final_norm
     if model.positions != "sincos_flat":
         said["positions"] = model.positions
     if model.gelu != "erf":
@@ -209,7 +206,7 @@ def report(args: argparse.Namespace, recipe: Recipe, result: Any, names: list[st
         log.warning(
             "%d videos have fewer frames than %d frames at distance %d in %d segments ask for: frames are repeated; "
             "the first is %s (data.num_frames, data.sampling_rate, eval.segments)",
-            len(result.short), recipe.data.num_frames, recipe.data.sampling_rate, settings.segments, result.short[0],
+            len(result.short), recipe.data.num_frames, recipe.data.sampling_rate, settings.segments, result.short[0][1],
         )  # fmt: skip
     if args.out:
         write_result(args.out, result, names, paths, extra=extra)

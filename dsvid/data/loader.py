@@ -2,8 +2,8 @@
 
 Knows lists, decoders and crops; knows no model, no task and no process group. Legend: B clips of a micro-batch,
 T frames, H W pixels. A batch is {"clip": uint8 [B, T, H, W, 3], "seed", "label" (-1 unknown), "index": int64 [B],
-"bad": records of unreadable clips, "notes": {"path", "note"} where another decoder read a file, "short": paths of
-videos with fewer frames than a clip shows}; evaluation adds
+"bad": records of unreadable clips, "notes": {"path", "note"} where another decoder read a file, "short": (index,
+path) of videos with fewer frames than a clip shows}; evaluation adds
 "weight" float32 [B] (0 = padding), "segment" and "crop" int64 [B]. Training that mixes clips adds "partner_label"
 int64 [B] and "lam" float32 [B], the own share of the label; the clips are mixed already.
 """
@@ -95,7 +95,7 @@ class _TrainClips(Dataset[Any]):
         for place, (epoch, index) in enumerate(zip(epochs.tolist(), indices.tolist(), strict=True)):
             chosen, read = self.readable(epoch, index, told.bad if place in own else [])
             if place in own:
-                told.hear(self.reader.manifest[read].path, chosen)
+                told.hear(read, self.reader.manifest[read].path, chosen)
             for repeat in range(self.repeats):
                 seed = order.sample_seed(self.seed, epoch, index, repeat)
                 clips.append(self.reader.train_clip(chosen.frames, np.random.default_rng(order.mix(seed, _PIXELS))))
@@ -243,7 +243,7 @@ class _EvalViews(Dataset[Any]):
             # never another video in its place: that would count a wrong answer for this one
             told.bad.append(bad_record(self.reader, video, error, self.crops))
             return None
-        told.hear(self.reader.manifest[video].path, chosen)
+        told.hear(video, self.reader.manifest[video].path, chosen)
         frames = chosen.frames
         if self.play == "backwards":
             return frames.flip(0)
@@ -294,13 +294,13 @@ class Told:
 
     bad: list[dict[str, Any]] = field(default_factory=list)
     notes: list[dict[str, str]] = field(default_factory=list)
-    short: list[str] = field(default_factory=list)
+    short: list[tuple[int, str]] = field(default_factory=list)
 
-    def hear(self, path: str, chosen: Chosen) -> None:
+    def hear(self, index: int, path: str, chosen: Chosen) -> None:
         if chosen.note is not None:
             self.notes.append({"path": path, "note": chosen.note})
         if chosen.short:
-            self.short.append(path)
+            self.short.append((index, path))
 
 
 def _batch(clips: list[Tensor], seeds: list[int], labels: list[int], indices: list[int], told: Told) -> Batch:

@@ -176,7 +176,8 @@ def _path_lines(path: Path) -> list[tuple[int, str]]:
         bare = line.strip()
         if not bare or bare.startswith("#") or (not found and bare.lower() in ("path", "video", "file", "filename")):
             continue
-        if bare.replace(",", " ").split()[-1].lstrip("-").isdigit() or "\0" in bare:
+        words = bare.replace(",", " ").split()
+        if not words or words[-1].lstrip("-").isdigit() or "\0" in bare:
             return []
         found.append((number, bare.strip('"')))
     return found

@@ -120,7 +120,7 @@ def test_mistakes_are_found_before_the_work(tmp_path: Path, capsys: pytest.Captu
     for words, message in (
         (["--out", taken], "cannot be written"),
         (["model.num_classes=4"], "another number of classes"),
-        (["data.num_frames=8"], "does not suit the recipe"),
+        (["data.num_frames=5"], "not divisible by the tubelet size"),
         (["ds.bf16.enabled=true"], "no DeepSpeed JSON"),
         (["model.num_classes=2"], "another number of classes"),
     ):
@@ -135,3 +135,16 @@ def test_classes_without_videos_are_named(tmp_path: Path, capsys: pytest.Capture
     source = weights(tmp_path / "w", ("push", "pull", "lift"))
     code, text = run(capsys, "--weights", source, "--recipe", recipe_file(tmp_path, clips(2)))
     assert code == 0 and "1 classes have no video in data.test: lift" in text
+
+
+def test_the_family_of_the_start_is_not_that_of_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = weights(tmp_path / "w")
+    words = ["model.init=anything.pth", "model.init_family=mvd"]
+    code, text = run(capsys, "--weights", source, "--recipe", recipe_file(tmp_path, clips(1)), *words)
+    assert code == 0, text
+
+
+def test_own_weights_are_tested_at_another_length_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, source = recipe_file(tmp_path, clips(1)), weights(tmp_path / "w")
+    code, text = run(capsys, "--weights", source, "--recipe", path, "data.num_frames=8", "data.sampling_rate=1")
+    assert code == 0, text

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dsvid.data.windows import read_videos, windows
+from dsvid.errors import DataError
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,10 @@ def test_lists_with_and_without_labels_and_one_video(tmp_path: Path) -> None:
         manifest = read_videos(str(tmp_path / name))
         assert [manifest[i].path for i in range(2)] == [str(tmp_path / f / "one clip.mp4") for f in ("a", "b")]
     assert len(read_videos(str(tmp_path / "a" / "one clip.mp4"))) == 1
+
+
+def test_a_line_of_commas_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("a.mp4\n,\n")
+    with pytest.raises(DataError, match="line"):
+        read_videos(str(path))

@@ -126,10 +126,22 @@ def test_a_run_that_goes_on_keeps_the_best_it_had_not_published(
     more = ["eval.every_epochs=1", FP32]
     out = tmp_path / "out"
     must_succeed(run_ranks(1, [job(out, lists, *more, "run.max_steps=2")]))
-    shutil.rmtree(out / "weights_best")  # as if it had been ended behind the checkpoint
+    # As if it had been ended behind the checkpoint, in the middle of a line.
+    shutil.rmtree(out / "weights_best")
+    lines = [line for line in (out / "metrics.jsonl").read_text().splitlines() if '"kind": "train"' in line]
+    (out / "metrics.jsonl").write_text("\n".join([*lines, '{"kind": "ev']))
     must_succeed(run_ranks(1, [job(out, lists, *more, "run.max_steps=2")]))
     assert json.loads((out / "weights_best" / "config.json").read_text())["trained"]["steps"] == 2
     assert [row.get("final") for row in rows(out, "eval")] == [None, True], "the test's line is replaced, not repeated"
+
+
+def test_a_list_of_which_nothing_can_be_read_ends_the_run(lists: Path, run_ranks: Ranks, tmp_path: Path) -> None:
+    gone = tmp_path / "gone.csv"
+    gone.write_text(f"{tmp_path}/gone.mp4 1\n")
+    words = job(tmp_path / "out", lists, "run.max_steps=1", f"data.test={gone}")
+    for code, output in run_ranks(2, [words]):
+        assert code == 2 and "no video of data.test could be read" in output
+    assert (tmp_path / "out" / "weights" / "model.safetensors").is_file(), "what was trained is not lost"
 
 
 def test_a_start_that_failed_does_not_lock_its_folder(lists: Path, run_ranks: Ranks, tmp_path: Path) -> None:
