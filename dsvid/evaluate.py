@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from dsvid.errors import DataError
 from dsvid.metrics.classification import class_accuracy, confusion_matrix, topk_accuracy
 from dsvid.objectives import ClassifyObjective
 from dsvid.pictures import confusion_picture, save_png
+from dsvid.publish import publish_file
 
 Merge = Literal["prob", "score"]
 SHOWN_CLASSES = 60  # a confusion picture of more classes is shrunk, and unlabelled
@@ -144,9 +144,7 @@ def write_result(
     shown = [_name(names, i) for i in range(len(confusion))] if len(confusion) <= SHOWN_CLASSES else []
     save_png(confusion_picture(confusion, shown), folder / "confusion.png")
     text = json.dumps({key: _json_number(value) for key, value in numbers.items()}, indent=2) + "\n"
-    scratch = folder / f".result.json.{os.getpid()}"
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, folder / "result.json")
+    publish_file(folder / "result.json", lambda out: out.write(text.encode()))
     return numbers
 
 

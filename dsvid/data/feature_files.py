@@ -5,16 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dsvid.data.manifest import VIDEO_SUFFIXES, Entry, Manifest
 from dsvid.errors import DataError
+from dsvid.publish import publish_file
 
 KEYS = ("features", "start_frame", "end_frame", "start_s", "end_s", "padded")
 Arrays = dict[str, NDArray[Any]]
@@ -55,24 +55,17 @@ def _place(entry: Entry, base: Path) -> Path:
 
 def write_arrays(path: Path, arrays: Arrays, facts: dict[str, Any]) -> None:
     """One `.npz` (with `facts` as JSON text) or `.safetensors` (with `facts` as metadata); appears whole or not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    scratch = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            if path.suffix == ".npz":
-                stored: dict[str, Any] = {**arrays, "facts": np.asarray(json.dumps(facts))}
-                np.savez(out, **stored)
-            else:
-                from safetensors.numpy import save
 
-                out.write(save(arrays, metadata={"facts": json.dumps(facts)}))
-            out.flush()
-            os.fsync(out.fileno())
-        scratch.chmod(0o644)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    def write(out: BinaryIO) -> None:
+        if path.suffix == ".npz":
+            stored: dict[str, Any] = {**arrays, "facts": np.asarray(json.dumps(facts))}
+            np.savez(out, **stored)
+        else:
+            from safetensors.numpy import save
+
+            out.write(save(arrays, metadata={"facts": json.dumps(facts)}))
+
+    publish_file(path, write)
 
 
 def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:

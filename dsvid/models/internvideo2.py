@@ -14,16 +14,13 @@ from torch import Tensor, nn
 
 from dsvid.models.attention import attend, choose_backend
 from dsvid.models.blocks import LayerNorm, Linear, Mlp, PatchEmbed, wide
-from dsvid.models.depth import Checkpoint, branch_scales, dropout, run_blocks
+from dsvid.models.depth import Checkpoint
 from dsvid.models.init import init_weights
 from dsvid.models.sizes import EncoderSize, check_heads
 from dsvid.models.vit import (
+    ClipClassifier,
     check_patch,
-    describe_attention,
     sized_parameter,
-    token_map,
-    video_grid,
-    video_patches,
 )
 from dsvid.tokens import PositionKind, TubeletGrid, resize_table
 
@@ -142,8 +139,8 @@ class AttentionPool(nn.Module):
         return cast("Tensor", self.cross_attn(query, self.norm1_k(tokens), self.norm1_v(tokens)))[:, 0]
 
 
-class InternVideo2(nn.Module):
-    """InternVideo2's encoder with a classifier; offers what `VisionTransformer` offers.
+class InternVideo2(ClipClassifier):
+    """InternVideo2's encoder with a classifier.
 
     `positions`: "learned" (one table) or "learned_separate" (space, time and class token). `gelu`: the released weights
     were trained with a fused kernel that computes "tanh"; the originals' plain code, and simple-tad, evaluate "erf".
@@ -173,6 +170,7 @@ class InternVideo2(nn.Module):
         self.checkpoint: Checkpoint | None = None
         self.patch_embed = PatchEmbed(size.dim, grid)
         self.cls_token = nn.Parameter(torch.empty(1, 1, size.dim))
+        self.first = 1
         self.separate = positions == "learned_separate"
         if self.separate:
             self.pos_embed_spatial = nn.Parameter(torch.empty(1, grid.sites, size.dim))
@@ -198,15 +196,6 @@ class InternVideo2(nn.Module):
             "depth_scaled": True,
         }
 
-    def set_checkpointing(self, checkpoint: Checkpoint | None) -> None:
-        """Run each block as `checkpoint(block, *args)`; None switches it off."""
-        self.checkpoint = checkpoint
-
-    def attention_choices(self, dtype: torch.dtype | None = None) -> list[str]:
-        """One line per kind of attention call: where, how long, which backend; `dtype` where autocast sets it."""
-        weight = self.patch_embed.proj.weight
-        return [describe_attention("encoder", self.attention, weight, dtype, 1 + self.grid.tokens, self.size)]
-
     def position_rows(self, grid: TubeletGrid) -> Tensor:
         """What is added to the class token and the tokens of a clip of `grid`, fp32 [1, 1 + N, D]."""
         if not self.separate:
@@ -222,37 +211,6 @@ class InternVideo2(nn.Module):
         x = torch.cat((self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x), dim=1)
         return x + self.position_rows(grid or self.grid)
 
-    def encode(self, patches: Tensor, seeds: Tensor | None = None, grid: TubeletGrid | None = None) -> Tensor:
-        """Patches of all tokens [B, N, P] -> tokens after the last block, the class token first, fp32 [B, 1 + N, D]."""
-        scales = branch_scales(seeds, self.drop_path, self.size.depth, self.training)
-        return run_blocks(self.blocks, self.embed(patches, grid), scales, self.checkpoint)
-
     def pooled(self, tokens: Tensor) -> Tensor:
         """Tokens after the last block -> features [B, E], the input of the head."""
         return cast("Tensor", self.fc_norm(self.clip_projector(tokens)))
-
-    def forward_patches(self, patches: Tensor, seeds: Tensor | None = None) -> Tensor:
-        """Patches [B, N, P] in convolution order and the clips' seeds (for drop path and dropout) -> logits [B,
-        classes].
-        """
-        features = self.pooled(self.encode(patches, seeds))
-        logits: Tensor = self.head(dropout(features, seeds, self.head_drop, self.training).to(features.dtype))
-        return logits
-
-    def forward_features(self, video: Tensor) -> Tensor:
-        """Normalised float video [B, 3, T, H, W] -> pooled features [B, E], the input of the head."""
-        return self.pooled(self.encode(video_patches(video, self.grid)))
-
-    def forward(self, video: Tensor) -> Tensor:
-        """Normalised float video [B, 3, T, H, W] -> logits [B, classes]."""
-        logits: Tensor = self.head(self.forward_features(video))
-        return logits
-
-    def map_patches(self, patches: Tensor, grid: TubeletGrid, seeds: Tensor | None = None) -> Tensor:
-        """Patches [B, N, P] of clips of any height and width (`grid`) -> feature map [B, D, h, w], mean over time."""
-        return token_map(self.encode(patches, seeds, grid)[:, 1:], grid)
-
-    def forward_map(self, video: Tensor) -> Tensor:
-        """Normalised float video [B, 3, T, H, W], any H and W -> feature map [B, D, h, w], mean over time."""
-        grid = video_grid(video, self.grid)
-        return self.map_patches(video_patches(video, grid), grid)

@@ -51,7 +51,82 @@ def token_map(tokens: Tensor, grid: TubeletGrid) -> Tensor:
     return tokens.view(b, grid.t, grid.h, grid.w, dim).mean(dim=1).permute(0, 3, 1, 2)
 
 
-class VisionTransformer(nn.Module):
+class ClipClassifier(nn.Module):
+    """What every encoder with a classifier offers, whatever its blocks; subclasses give `embed` and `pooled`.
+
+    A subclass sets the attributes below in its constructor.
+    """
+
+    size: EncoderSize
+    grid: TubeletGrid
+    blocks: nn.ModuleList
+    head: nn.Module
+    patch_embed: PatchEmbed
+    drop_path: float
+    head_drop: float
+    attention: str
+    first: int  # where the tokens of the clip begin, behind a class token
+    checkpoint: Checkpoint | None
+
+    def embed(self, patches: Tensor, grid: TubeletGrid | None = None) -> Tensor:
+        """Patches of all tokens [B, N, P] in convolution order -> the input of the first block, fp32 [B, first + N, D].
+
+        `grid` where the clip has another height and width than the model was made for.
+        """
+        raise NotImplementedError
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """Tokens after the last block -> features [B, E], the input of the head."""
+        raise NotImplementedError
+
+    def map_tokens(self, tokens: Tensor) -> Tensor:
+        """Tokens after the last block -> what a feature map is made of, of the same shape."""
+        return tokens
+
+    def set_checkpointing(self, checkpoint: Checkpoint | None) -> None:
+        """Run each block as `checkpoint(block, *args)`; None switches it off."""
+        self.checkpoint = checkpoint
+
+    def attention_choices(self, dtype: torch.dtype | None = None) -> list[str]:
+        """One line per kind of attention call: where, how long, which backend; `dtype` where autocast sets it."""
+        weight, tokens = self.patch_embed.proj.weight, self.first + self.grid.tokens
+        return [describe_attention("encoder", self.attention, weight, dtype, tokens, self.size)]
+
+    def encode(self, patches: Tensor, seeds: Tensor | None = None, grid: TubeletGrid | None = None) -> Tensor:
+        """Patches of all tokens [B, N, P] -> tokens after the last block, fp32 [B, first + N, D]."""
+        x = self.embed(patches, grid)
+        scales = branch_scales(seeds, self.drop_path, self.size.depth, self.training)
+        return run_blocks(self.blocks, x, scales, self.checkpoint)
+
+    def forward_patches(self, patches: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """Patches [B, N, P] in convolution order and the clips' seeds (for drop path and dropout) -> logits [B,
+        classes].
+        """
+        features = self.pooled(self.encode(patches, seeds))
+        logits: Tensor = self.head(dropout(features, seeds, self.head_drop, self.training).to(features.dtype))
+        return logits
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """Normalised float video [B, 3, T, H, W] -> pooled features [B, E], the input of the head."""
+        return self.pooled(self.encode(video_patches(video, self.grid)))
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Normalised float video [B, 3, T, H, W] -> logits [B, classes]."""
+        logits: Tensor = self.head(self.forward_features(video))
+        return logits
+
+    def map_patches(self, patches: Tensor, grid: TubeletGrid, seeds: Tensor | None = None) -> Tensor:
+        """Patches [B, N, P] of clips of any height and width (`grid`) -> feature map [B, D, h, w], mean over time."""
+        tokens = self.map_tokens(self.encode(patches, seeds, grid))
+        return token_map(tokens[:, self.first :], grid)
+
+    def forward_map(self, video: Tensor) -> Tensor:
+        """Normalised float video [B, 3, T, H, W], any H and W -> feature map [B, D, h, w], mean over time."""
+        grid = video_grid(video, self.grid)
+        return self.map_patches(video_patches(video, grid), grid)
+
+
+class VisionTransformer(ClipClassifier):
     """Encoder over all tokens with a classifier; parameter names are VideoMAE's fine-tuning names.
 
     `final_norm` "pooled": `fc_norm` after pooling (VideoMAE); "tokens": `norm` over all tokens (detection, ViViT).
@@ -107,15 +182,6 @@ class VisionTransformer(nn.Module):
         """What `initial_value` needs to know of this model."""
         return {"patch_values": self.grid.values, "head_init_scale": self.head_init_scale}
 
-    def set_checkpointing(self, checkpoint: Checkpoint | None) -> None:
-        """Run each block as `checkpoint(block, *args)`; None switches it off."""
-        self.checkpoint = checkpoint
-
-    def attention_choices(self, dtype: torch.dtype | None = None) -> list[str]:
-        """One line per kind of attention call: where, how long, which backend; `dtype` where autocast sets it."""
-        weight, tokens = self.patch_embed.proj.weight, self.first + self.grid.tokens
-        return [describe_attention("encoder", self.attention, weight, dtype, tokens, self.size)]
-
     def embed(self, patches: Tensor, grid: TubeletGrid | None = None) -> Tensor:
         """Patches of all tokens [B, N, P] in convolution order -> the input of the first block, fp32 [B, N, D].
 
@@ -131,12 +197,6 @@ class VisionTransformer(nn.Module):
             x = torch.cat((self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x), dim=1)
         return x + sized_parameter(self.pos_embed, self.grid, grid, self.first)
 
-    def encode(self, patches: Tensor, seeds: Tensor | None = None, grid: TubeletGrid | None = None) -> Tensor:
-        """Patches of all tokens [B, N, P] in convolution order -> tokens after the last block, fp32 [B, N, D]."""
-        x = self.embed(patches, grid)
-        scales = branch_scales(seeds, self.drop_path, self.size.depth, self.training)
-        return run_blocks(self.blocks, x, scales, self.checkpoint)
-
     def pooled(self, tokens: Tensor) -> Tensor:
         """Tokens after the last block -> features [B, D], the input of the head."""
         if self.norm is not None:
@@ -144,34 +204,9 @@ class VisionTransformer(nn.Module):
         features = tokens[:, 0] if self.pool == "first" else tokens.mean(dim=1)
         return features if self.fc_norm is None else cast("Tensor", self.fc_norm(features))
 
-    def forward_patches(self, patches: Tensor, seeds: Tensor | None = None) -> Tensor:
-        """Patches [B, N, P] in convolution order and the clips' seeds (for drop path and dropout) -> logits [B,
-        classes].
-        """
-        features = self.pooled(self.encode(patches, seeds))
-        logits: Tensor = self.head(dropout(features, seeds, self.head_drop, self.training).to(features.dtype))
-        return logits
-
-    def forward_features(self, video: Tensor) -> Tensor:
-        """Normalised float video [B, 3, T, H, W] -> pooled features [B, D], the input of the head."""
-        return self.pooled(self.encode(video_patches(video, self.grid)))
-
-    def forward(self, video: Tensor) -> Tensor:
-        """Normalised float video [B, 3, T, H, W] -> logits [B, classes]."""
-        logits: Tensor = self.head(self.forward_features(video))
-        return logits
-
-    def map_patches(self, patches: Tensor, grid: TubeletGrid, seeds: Tensor | None = None) -> Tensor:
-        """Patches [B, N, P] of clips of any height and width (`grid`) -> feature map [B, D, h, w], mean over time."""
-        tokens = self.encode(patches, seeds, grid)
-        if self.norm is not None:
-            tokens = self.norm(tokens)
-        return token_map(tokens[:, self.first :], grid)
-
-    def forward_map(self, video: Tensor) -> Tensor:
-        """Normalised float video [B, 3, T, H, W], any H and W -> feature map [B, D, h, w], mean over time."""
-        grid = video_grid(video, self.grid)
-        return self.map_patches(video_patches(video, grid), grid)
+    def map_tokens(self, tokens: Tensor) -> Tensor:
+        """The norm over all tokens, where the model has one."""
+        return tokens if self.norm is None else cast("Tensor", self.norm(tokens))
 
 
 def sized_parameter(table: Tensor, own: TubeletGrid, grid: TubeletGrid, first: int) -> Tensor:

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,6 +18,7 @@ from torch import Tensor
 
 from dsvid.errors import CheckpointError
 from dsvid.models.spec import ModelSpec
+from dsvid.publish import publish_file, publish_folder
 from dsvid.tokens import FixedKind, position_table
 from dsvid.weights.card import Card
 from dsvid.weights.folder import write_folder
@@ -334,62 +332,21 @@ def _check_names(state: Mapping[str, Tensor], expected: set[str], layout: str) -
 
 
 def _publish_file(path: Path, content: dict[str, Any]) -> None:
-    """Write beside `path`, then rename over it. Raises CheckpointError where the file system refuses."""
+    """Publish a torch file. Raises CheckpointError where the file system refuses."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        scratch = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as out:  # opened here: torch refuses to open names like this one
-                torch.save(content, out)
-                out.flush()
-                os.fsync(out.fileno())
-            scratch.chmod(0o644)
-            os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        publish_file(path, lambda out: torch.save(content, out))
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError where the disk is full
         raise _unwritable(path, error) from error
-    _sync_folder(path.parent)
 
 
 def _publish_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a temporary neighbour, then swap it in. Raises CheckpointError where the file system refuses."""
+    """Publish a folder. Raises CheckpointError where the file system refuses."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            fill(scratch)
-            for path in scratch.iterdir():
-                path.chmod(0o644)
-                _sync(path)
-            scratch.chmod(0o755)
-            old = scratch.with_name(f"{scratch.name}-old")
-            if folder.exists():
-                os.replace(folder, old)
-            os.replace(scratch, folder)
-            shutil.rmtree(old, ignore_errors=True)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        publish_folder(folder, fill)
     except (OSError, RuntimeError) as error:
         raise _unwritable(folder, error) from error
-    _sync_folder(folder.parent)
 
 
 def _unwritable(path: Path, error: Exception) -> CheckpointError:
     reason = str(error).strip().partition("\n")[0]
     return CheckpointError(f"{path} cannot be written", found=reason, fix="choose another destination")
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # some file systems cannot open a folder
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dsvid.errors import CheckpointError
+from dsvid.publish import publish_folder
 
 FORMAT = "dsvid-weights"
 VERSION = 1
@@ -34,33 +32,16 @@ def write_folder(folder: Path, state: dict[str, Tensor], config: dict[str, Any])
             expected="a new folder, or one that dsvid wrote",
             fix="choose another destination",
         )
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise CheckpointError(f"weight folder {folder} cannot be written", found=str(error)) from error
-    try:
+
+    def fill(scratch: Path) -> None:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, scratch / "model.safetensors")
         described = {"format": FORMAT, "version": VERSION, **config}
         (scratch / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        for path in scratch.iterdir():
-            path.chmod(0o644)
-            _sync(path)
-        scratch.chmod(0o755)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.replace(folder, old)
-            os.replace(scratch, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())
+    try:
+        publish_folder(folder, fill)
+    except (OSError, SafetensorError) as error:  # safetensors' own where the disk is full
+        raise CheckpointError(f"weight folder {folder} cannot be written", found=str(error)) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

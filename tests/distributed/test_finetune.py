@@ -159,6 +159,7 @@ def test_a_recipe_that_the_command_line_completes_trains(lists: Path, run_ranks:
     words = job(tmp_path / "out", lists, "run.max_steps=1", "model.num_classes=8", "run.epochs=1")
     words[words.index("demo_finetune")] = str(path)
     must_succeed(run_ranks(1, [words]))
+    assert weights(tmp_path / "out" / "weights")["head.weight"].shape == (8, 128)
 
 
 def test_the_average_is_taken_up_where_it_was_saved(runs: Path, lists: Path, run_ranks: Ranks, tmp_path: Path) -> None:

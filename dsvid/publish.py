@@ -1,0 +1,61 @@
+"""Files and folders that appear whole or not at all: written beside their place, synced, then renamed into it.
+
+Knows the file system only; errors are the system's, and the caller says what they mean.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+
+def publish_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """`write` a file beside `path`, then rename it over `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    scratch = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            write(out)
+            out.flush()
+            os.fsync(out.fileno())
+        scratch.chmod(0o644)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def publish_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """`fill` an empty folder beside `folder`, then swap it in."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        fill(scratch)
+        for path in scratch.iterdir():
+            path.chmod(0o644)
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+        scratch.chmod(0o755)
+        old = scratch.with_name(f"{scratch.name}-old")
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(scratch, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(OSError):  # some file systems cannot open a folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
