@@ -6,7 +6,7 @@ STAMP := $(VENV)/.dsvid-env
 SOURCES := pyproject.toml setup.py dsvid/ops/build.py $(wildcard csrc/*)
 RANKS ?= 0
 
-.PHONY: env demo test check lint format types clean
+.PHONY: env demo test test-long test-cluster check lint format types clean
 
 env: $(STAMP)
 
@@ -28,6 +28,15 @@ demo: env
 
 test: env
 	$(BIN)/python -m pytest
+
+# What takes minutes: twenty kills, every pair of ZeRO stages for every change of ranks.
+test-long: env
+	$(BIN)/python -m pytest -m long
+
+# Two nodes and a Slurm, made of namespaces: root; installs Debian packages that are missing. SHORT=1: the half of it.
+test-cluster: env
+	bash tests/cluster/install.sh
+	$(BIN)/python -m pytest tests/cluster $(if $(SHORT),-m "not slow")
 
 check: lint types test
 

@@ -1,22 +1,22 @@
-"""The exponential moving average of the weights, kept in fp32 beside the master weights, shard by shard.
+"""The exponential moving average of the weights, kept in fp32 beside the master weights, part by part.
 
 Each rank averages what it owns, so that it costs one more fp32 copy over all ranks, whatever the ZeRO stage. Knows the
-engine; knows no task.
+engine's parts; knows no task.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dsvid import engine as ds
+from dsvid import partition
 from dsvid.errors import CheckpointError
 from dsvid.runtime import Ranks
+from dsvid.weights.shards import Shards
 
 
 class MovingAverage:
@@ -24,15 +24,16 @@ class MovingAverage:
 
     def __init__(self, engine: Any, decay: float) -> None:
         self.engine, self.decay = engine, decay
+        self.parts = partition.masters(engine)  # the same tensors for the engine's whole life
         self.groups: list[list[Tensor]] = [
-            [tensor.detach().float().clone() for tensor in group] for group in ds.masters(engine)
+            [part.master.detach().float().clone() for part in group] for group in self.parts
         ]
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights after a step."""
-        for group, masters in zip(self.groups, ds.masters(self.engine), strict=True):
-            torch._foreach_lerp_(group, [master.detach() for master in masters], 1.0 - self.decay)
+        for group, parts in zip(self.groups, self.parts, strict=True):
+            torch._foreach_lerp_(group, [part.master.detach() for part in parts], 1.0 - self.decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -46,35 +47,32 @@ class MovingAverage:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for group, masters in zip(self.groups, ds.masters(self.engine), strict=True):
-            for average, master in zip(group, masters, strict=True):
-                held = master.detach().clone()
-                master.data.copy_(average)
+        for group, parts in zip(self.groups, self.parts, strict=True):
+            for average, part in zip(group, parts, strict=True):
+                held = part.master.detach().clone()
+                part.master.data.copy_(average)
                 average.copy_(held)
-        ds.refresh_weights(self.engine)
+        partition.refresh_weights(self.engine)
 
-    def save(self, folder: Path, ranks: Ranks) -> None:
-        """Write this rank's part into a checkpoint folder."""
-        torch.save({"groups": [[tensor.cpu() for tensor in group] for group in self.groups]}, folder / _name(ranks))
+    def contents(self, ranks: Ranks) -> tuple[str, dict[str, Any]] | None:
+        """Name and contents of this rank's file in a checkpoint; None where another rank writes the same."""
+        if not ranks.first and not self.engine.zero_optimization():
+            return None
+        return f"ema_rank_{ranks.rank:05d}.pt", {"groups": [[part.cpu() for part in group] for group in self.groups]}
 
     @torch.no_grad()
-    def load(self, folder: Path, ranks: Ranks) -> None:
-        """Read this rank's part. Raises CheckpointError where it is missing or has other sizes."""
-        path = folder / _name(ranks)
-        if not path.is_file():
+    def fill(self, shards: Shards) -> None:
+        """Take up the average of a checkpoint, whatever ranks and stage wrote it.
+
+        Raises CheckpointError where the checkpoint holds none.
+        """
+        if not shards.has("average"):
             raise CheckpointError(
-                f"{folder} holds no moving average of rank {ranks.rank}",
-                expected=path.name,
+                "the checkpoint holds no moving average of the weights",
+                expected="ema_rank_XXXXX.pt files",
                 fix="optim.ema_decay as it was when this checkpoint was saved",
             )
-        stored = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["groups"]
-        sizes = [[tensor.shape for tensor in group] for group in self.groups]
-        if [[tensor.shape for tensor in group] for group in stored] != sizes:
-            raise CheckpointError(f"{path}: the parts have other sizes than this rank's")
-        for group, values in zip(self.groups, stored, strict=True):
-            for average, value in zip(group, values, strict=True):
-                average.copy_(value)
-
-
-def _name(ranks: Ranks) -> str:
-    return f"ema_rank_{ranks.rank:05d}.pt"
+        for group, parts in zip(self.groups, self.parts, strict=True):
+            for average, part in zip(group, parts, strict=True):
+                for fragment, slot in part.slots(average):
+                    shards.read("average", fragment.name, fragment.start, slot)

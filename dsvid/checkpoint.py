@@ -1,7 +1,8 @@
-"""The run folder: what is written first, checkpoints that appear complete or not at all, verification, resume.
+"""Checkpoints that appear complete or not at all: saving, verification, walking back, resuming on any topology.
 
-DeepSpeed writes its shards into a temporary folder; a manifest with the size and SHA-256 of every file is written last,
-then the folder is renamed and the pointer replaced. A checkpoint without a matching manifest is never loaded.
+Every rank hashes its files while it writes them into a temporary folder; the manifest with the size and SHA-256 of each
+is written last, then the folder is renamed and the pointer replaced. A checkpoint without a matching manifest is never
+loaded. What the files hold and who owns which part of it are `weights.shards`' and `partition`'s business.
 """
 
 from __future__ import annotations
@@ -9,186 +10,54 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
+import random
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
 
+import numpy as np
 import torch
-import yaml
 
-from dsvid import __version__
-from dsvid.errors import CheckpointError, DsvidError
-from dsvid.recipe import Recipe, build_recipe, dump_yaml
-from dsvid.runtime import Ranks, agree_error, barrier, log, share
+from dsvid import engine as ds
+from dsvid import partition
+from dsvid.documents import read_json
+from dsvid.errors import CheckpointError
+from dsvid.publish import publish_text, sync_folder
+from dsvid.runfolder import RunFolder
+from dsvid.runtime import Ranks, agree_error, agree_sum, barrier, gather, log
+from dsvid.weights.pickles import load_pickle
+from dsvid.weights.shards import Shards, open_shards
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
-# Keys that may differ between the starts of one run: they change neither the data nor the numbers.
-FREE_ON_RESUME = (
-    "about.", "eval.", "run.stop_epoch", "run.max_steps", "run.log_every", "run.save_every", "run.keep",
-    "run.images_every", "data.num_workers", "data.prefetch", "data.cache_mb", "data.decoder", "data.val", "data.test",
-    "data.max_bad_fraction", "data.bad_grace", "data.labels", "model.attention", "model.compile", "batch.micro",
-)  # fmt: skip
+SPARE_BYTES = 16 << 20  # what a save needs besides its tensors: the manifest, zip directories, the run's small files
 
 
-# Parts of the DeepSpeed JSON that change the numbers; stage and precision are compared with the checkpoint itself.
-JSON_FIXED_ON_RESUME = (
-    "optimizer", "scheduler", "gradient_clipping", "prescale_gradients", "gradient_predivide_factor", "torch_autocast",
-    "data_types", "communication_data_type",
-)  # fmt: skip
+class SaveFailed(CheckpointError):
+    """A checkpoint could not be written; nothing of it is left, and the ones before it are as they were."""
+
+    exit_code = 1  # of the machine's making, not the user's: worth another start
 
 
 @dataclass(frozen=True)
 class Found:
-    """A verified checkpoint: its folder and the manifest's contents."""
+    """A verified checkpoint: its folder, the manifest's contents, and the opened files where they were opened."""
 
     folder: Path
     step: int
     manifest: dict[str, Any]
+    shards: Shards | None = None
 
 
-class RunFolder:
-    """Paths of a run (`--out`) and the files written before training starts."""
+@dataclass
+class Extra:
+    """A file that a rank adds to a checkpoint: its name and what is pickled into it (tensors and plain values)."""
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.checkpoints = out / "checkpoints"
-        self.metrics = out / "metrics.jsonl"
-        self.bad_clips = out / "bad_clips.jsonl"
-        self.tensorboard = out / "tensorboard"
-        self.weights = out / "weights"
-        self.weights_average = out / "weights_ema"
-        self.weights_best = out / "weights_best"
-
-    def has_checkpoints(self) -> bool:
-        """Whether a checkpoint, good or bad, is there."""
-        return any(self.checkpoints.glob("step-*"))
-
-    def prepare(self, recipe: Recipe, config: dict[str, Any], resume: str) -> None:
-        """Check that the folder is writable and this run's own. Raises CheckpointError; writes nothing."""
-        if self.out.exists() and not self.out.is_dir():
-            raise CheckpointError(f"--out {self.out}", found="a file", expected="a folder", fix="another --out")
-        parent = self.out
-        while not parent.exists():
-            parent = parent.parent
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise CheckpointError(f"--out {self.out} is not writable", found=f"no permission in {parent}")
-        before = self.out / "recipe.yaml"
-        held = [p.name for p in self.checkpoints.glob("step-*")] if self.checkpoints.is_dir() else []
-        if resume == "never" and (held or self.metrics.is_file() or self.weights.is_dir()):
-            raise CheckpointError(
-                f"--resume never, but {self.out} holds a run",
-                found=", ".join(sorted(held)[-3:]) or "metrics or weights",
-                expected="a folder without a run",
-                fix="another --out, or --resume auto to go on with that run",
-            )
-        if held and not before.is_file():
-            raise CheckpointError(f"--out {self.out} holds checkpoints but no recipe.yaml", fix="another --out")
-        published = any(f.is_dir() for f in (self.weights, self.weights_average, self.weights_best))
-        begun = held or published or (self.metrics.is_file() and self.metrics.stat().st_size > 0)
-        if before.is_file() and begun:  # a start that failed before its first line leaves nothing to protect
-            self._check_same_run(before, recipe, config)
-        foreign = [p.name for p in self.out.iterdir()] if self.out.is_dir() and not before.is_file() else []
-        if foreign:
-            raise CheckpointError(
-                f"--out {self.out} is not empty and not a run folder",
-                found=", ".join(sorted(foreign)[:5]),
-                expected="a new or empty folder, or one of this run",
-                fix="another --out",
-            )
-
-    def _check_same_run(self, path: Path, recipe: Recipe, config: dict[str, Any]) -> None:
-        try:
-            old = build_recipe(yaml.safe_load(path.read_text(encoding="utf-8"))).model_dump(mode="json")
-            theirs = json.loads((self.out / "ds_config.json").read_text(encoding="utf-8"))
-        except (DsvidError, yaml.YAMLError, OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be compared with this run", found=str(error)) from error
-        differing = [
-            f"{key}: {before!r} there, {now!r} here"
-            for key, before, now in _differences(old, recipe.model_dump(mode="json"))
-            if not key.startswith(FREE_ON_RESUME)
-        ]
-        differing += [
-            f"ds.{key}: {before!r} there, {now!r} here"
-            for section in JSON_FIXED_ON_RESUME
-            for key, before, now in _differences(theirs.get(section), config.get(section), section)
-        ]
-        if differing:
-            raise CheckpointError(
-                f"--out {self.out} belongs to a different run",
-                found="; ".join(differing[:5]),
-                expected="the same recipe",
-                fix="another --out, or the values of its recipe.yaml",
-            )
-
-    def write_settings(self, recipe: Recipe, config: dict[str, Any], ranks: Ranks, extra: dict[str, Any]) -> None:
-        """Write recipe.yaml, ds_config.json and run.json (which keeps a line for every start). Rank 0 only."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        replace_text(self.out / "ds_config.json", json.dumps(config, indent=2) + "\n")
-        replace_text(self.out / "recipe.yaml", dump_yaml(recipe))  # last: the next start compares both where it stands
-        path = self.out / "run.json"
-        starts = []
-        if path.is_file():
-            try:
-                starts = json.loads(path.read_text(encoding="utf-8")).get("starts", [])
-            except ValueError:
-                log.warning("%s was not readable and is written anew", path)
-        now = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "argv": sys.argv,
-            "host": platform.node(),
-            "world_size": ranks.world,
-            "git_commit": _git_commit(),
-            "versions": _versions(),
-            **extra,
-        }
-        replace_text(path, json.dumps({**now, "starts": [*starts, now]}, indent=2) + "\n")
-
-
-def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        rows: list[tuple[str, Any, Any]] = []
-        for key in {**old, **new}:
-            rows += _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
-        return rows
-    return [] if old == new else [(prefix, old, new)]
-
-
-def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
-
-
-def _versions() -> dict[str, str]:
-    import importlib.metadata as metadata
-
-    found = {"dsvid": __version__, "python": platform.python_version(), "torch": torch.__version__}
-    for name in ("deepspeed", "decord", "av", "numpy", "flash-attn"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new one, never half of it."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with scratch.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(scratch, path)
+    name: str
+    contents: Any
 
 
 # ---- save ----------------------------------------------------------------------------------------------------------
@@ -202,118 +71,279 @@ def save(
     facts: dict[str, Any],
     ranks: Ranks,
     keep: int,
-    beside: Callable[[Path, Ranks], None] | None = None,
+    keep_every: int = 0,
+    extras: list[Extra] | None = None,
 ) -> Path:
-    """Publish `checkpoints/step-XXXXXXXX`. A collective. `facts` go into the manifest (samples, stage, groups, …).
+    """Publish `checkpoints/step-XXXXXXXX`. A collective. `facts` go into the manifest (samples, stage, …).
 
-    Order: shards into a temporary folder, barrier, fsync and hashes, manifest, rename, pointer, old ones removed.
-    `beside` writes more files of this rank into the folder.
+    Order: room on the disk, each rank's files into a temporary folder (hashed and synced as they are written), the
+    manifest, rename, pointer, old ones removed. `extras` are more files of this rank. Raises SaveFailed on all ranks
+    alike, with nothing half-written left behind.
     """
     name = f"step-{step:08d}"
-    scratch = f".tmp-{name}"
-    if ranks.first:
-        shutil.rmtree(run.checkpoints / scratch, ignore_errors=True)
-    barrier()
-    engine.save_checkpoint(str(run.checkpoints), tag=scratch, client_state={"dsvid": facts}, save_latest=False)
-    error: BaseException | None = None
-    try:
-        if beside is not None:
-            beside(run.checkpoints / scratch, ranks)
-    except Exception as failure:
-        error = failure
-    agree_error(error, engine.device, f"saving {name}")
-    barrier()
-    groups = engine.group_names
-    if ranks.first:
+    folder = run.checkpoints / f".tmp-{name}"
+    extras = [*(extras or []), Extra(f"rng_rank_{ranks.rank:05d}.pt", generator_states(engine.device))]
+    needed = agree_sum([_bytes_to_write(engine, ranks, extras)], engine.device)[0]
+
+    def begin() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        _make_room(run.checkpoints, int(needed) + SPARE_BYTES, keep_every)
+        folder.mkdir(parents=True)
+
+    _all_or_none(name, folder, ranks, engine.device, [] if not ranks.first else _trouble(begin))
+    writer = Writer()
+    ds.save_shards(engine, folder, {"dsvid": facts}, writer.write)
+    for extra in extras:
+        writer.write(folder / extra.name, extra.contents)
+    _all_or_none(name, folder, ranks, engine.device, writer.errors)
+    written = {file: entry for one in gather(writer.files) for file, entry in one.items()}
+
+    def publish() -> None:
+        _publish(folder, run.checkpoints / name, {"step": step, "world_size": ranks.world, **facts}, written)
         try:
-            _publish(
-                run.checkpoints, scratch, name, {"step": step, "world_size": ranks.world, "groups": groups, **facts}
-            )
-            _prune(run.checkpoints, keep, name)
-        except Exception as failure:  # whatever it is, the other ranks wait for the word
-            error = failure
-    agree_error(error, engine.device, f"saving {name}")
+            publish_text(run.checkpoints / "latest", name + "\n")
+            _prune(run.checkpoints, keep, keep_every, name)
+        except OSError as error:  # the checkpoint itself is there
+            log.warning("%s is saved; tidying up behind it failed: %s", name, error)
+
+    _all_or_none(name, folder, ranks, engine.device, [] if not ranks.first else _trouble(publish))
+    barrier()
     return run.checkpoints / name
 
 
-def _publish(checkpoints: Path, scratch: str, name: str, facts: dict[str, Any]) -> None:
-    folder = checkpoints / scratch
-    _check_complete(folder, int(facts.get("stage", 0)), int(facts["world_size"]))
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        digest, size = _hash(path, sync=True)
-        files[str(path.relative_to(folder))] = {"bytes": size, "sha256": digest}
-    replace_text(folder / MANIFEST, json.dumps({"format": MANIFEST_VERSION, **facts, "files": files}, indent=2) + "\n")
-    target = checkpoints / name
+class Writer:
+    """Writes this rank's files, hashing on the way. Never raises: inside DeepSpeed's save the other ranks wait."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, dict[str, Any]] = {}
+        self.errors: list[str] = []
+
+    def write(self, path: Path, contents: Any) -> None:
+        """`contents` into `path` by torch.save, synced; its size and SHA-256, or what went wrong, are noted."""
+        if self.errors:
+            return
+        hashed: HashedFile | None = None
+        try:
+            with path.open("wb") as handle:
+                hashed = HashedFile(handle)
+                torch.save(contents, cast("BinaryIO", hashed))
+                handle.flush()
+                os.fsync(handle.fileno())
+        except Exception as error:  # whatever it is; torch's zip writer turns a full disk into a RuntimeError
+            cause = hashed.error if hashed is not None and hashed.error is not None else error
+            self.errors.append(f"{path.name}: {str(cause).splitlines()[0]}")
+            return
+        self.files[path.name] = {"bytes": hashed.size, "sha256": hashed.digest.hexdigest()}
+
+
+class HashedFile:
+    """A file object that hashes what is written to it. torch.save writes strictly in order."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self.handle, self.digest, self.size = handle, hashlib.sha256(), 0
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write a block."""
+        view = memoryview(data).cast("B")
+        try:
+            self.handle.write(view)
+        except OSError as error:
+            self.error = error
+            raise
+        self.digest.update(view)
+        self.size += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        """Hand what is buffered to the system."""
+        self.handle.flush()
+
+
+def _trouble(work: Callable[[], None]) -> list[str]:
+    """Do it; what went wrong as a list of one line, else nothing."""
+    try:
+        work()
+    except Exception as error:  # whatever it is, the other ranks wait for the word
+        return [str(error) or type(error).__name__]
+    return []
+
+
+def _all_or_none(name: str, folder: Path, ranks: Ranks, device: torch.device, errors: list[str]) -> None:
+    """Raise SaveFailed on every rank, the temporary folder removed, where one has errors. A collective."""
+    told = gather(errors)
+    if not any(told):
+        return
+    if ranks.first:
+        shutil.rmtree(folder, ignore_errors=True)
+    barrier()
+    lines = [f"rank {rank}: {line}" if ranks.world > 1 else line for rank, own in enumerate(told) for line in own]
+    raise SaveFailed(f"checkpoint {name} could not be saved", found="\n    ".join(lines[:4]))
+
+
+def _bytes_to_write(engine: Any, ranks: Ranks, extras: list[Extra]) -> float:
+    """What this rank is about to write: masters and two moments, the model's own weights once, `extras`."""
+    replicated = not engine.zero_optimization()
+    # At stage 0 in fp32 the model's weights are the masters.
+    copies = 2 if replicated and not hasattr(engine.optimizer, "fp32_groups") else 3
+    own = sum(part.master.numel() for group in partition.masters(engine) for part in group) * 4 * copies
+    module = sum(p.numel() * p.element_size() for p in engine.module.parameters())
+    shared = module + (own if replicated else 0)
+    mine = (0 if replicated else own) + (shared if ranks.first else 0)
+    return float(mine + sum(_tensor_bytes(extra.contents) for extra in extras))
+
+
+def _tensor_bytes(contents: Any) -> int:
+    if isinstance(contents, torch.Tensor):
+        return contents.numel() * contents.element_size()
+    if isinstance(contents, dict):
+        return sum(_tensor_bytes(value) for value in contents.values())
+    if isinstance(contents, list | tuple):
+        return sum(_tensor_bytes(value) for value in contents)
+    return 0
+
+
+def _make_room(checkpoints: Path, needed: int, keep_every: int) -> None:
+    """Raise SaveFailed where the disk has no room; before that, older checkpoints go, all but the newest intact one."""
+    if shutil.disk_usage(checkpoints).free >= needed:
+        return
+    found = steps(checkpoints)
+    safe = next((path for path in found if _is_intact(path)), None)
+    # The damaged ones are the newer ones: they go before the older, which somebody might still want.
+    spare = [path for path in found if path != safe and not _is_milestone(path, keep_every)]
+    spare = [path for path in spare if safe is not None and path.name < safe.name] + [
+        path for path in reversed(spare) if safe is not None and path.name > safe.name
+    ]
+    while (free := shutil.disk_usage(checkpoints).free) < needed:
+        if not spare:
+            raise SaveFailed(
+                f"no room for a checkpoint in {checkpoints}",
+                found=f"{free} bytes free",
+                expected=f"{needed} bytes: {needed - free} more",
+                fix="free space, or lower run.keep",
+            )
+        gone = spare.pop()
+        log.warning("checkpoint %s is removed: the disk has %d bytes, %d are needed", gone.name, free, needed)
+        shutil.rmtree(gone)
+
+
+def _is_intact(folder: Path) -> bool:
+    try:
+        verify(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _is_milestone(folder: Path, keep_every: int) -> bool:
+    return keep_every > 0 and _step_of(folder) % keep_every == 0
+
+
+def _publish(folder: Path, target: Path, facts: dict[str, Any], written: dict[str, dict[str, Any]]) -> None:
+    _check_complete(folder, written)
+    manifest = {"format": MANIFEST_VERSION, **facts, "files": dict(sorted(written.items()))}
+    manifest["self_sha256"] = _own_hash(manifest)
+    publish_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     if target.exists():  # a step saved again after walking back to an older checkpoint
         shutil.rmtree(target)
     os.replace(folder, target)
-    _sync_folder(checkpoints)
-    replace_text(checkpoints / "latest", name + "\n")
-    for script in ("zero_to_fp32.py", "zero_to_torch.py"):
-        # DeepSpeed drops these beside the checkpoints; they unpickle whatever they find. `dsvid consolidate` does not.
-        (checkpoints / script).unlink(missing_ok=True)
+    sync_folder(target.parent)
 
 
-def _check_complete(folder: Path, stage: int, world: int) -> None:
-    """Raise CheckpointError where shards of some ranks are not in `folder`: --out is not shared by all nodes."""
-    shards = len(list(folder.glob("*_optim_states.pt")))
-    if stage and shards != world:
+def _own_hash(manifest: dict[str, Any]) -> str:
+    """SHA-256 of what the manifest says, besides this."""
+    said = {key: value for key, value in manifest.items() if key != "self_sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _check_complete(folder: Path, written: dict[str, dict[str, Any]]) -> None:
+    """Raise CheckpointError where files of some ranks are not in `folder`: --out is not shared by all nodes."""
+    there = {path.name: path.stat().st_size for path in folder.iterdir()}
+    wrong = sorted(name for name, entry in written.items() if there.get(name) != entry["bytes"])
+    if wrong:
         raise CheckpointError(
             f"the checkpoint in {folder.parent} is incomplete",
-            found=f"optimizer shards of {shards} ranks",
-            expected=f"{world}: every node writes into the same folder",
+            found=f"{wrong[0]}: {there.get(wrong[0], 'not there')}",
+            expected=f"{written[wrong[0]]['bytes']} bytes: every node writes into the same folder",
             fix="--out on a file system that all nodes share",
         )
 
 
-def _hash(path: Path, *, sync: bool = False) -> tuple[str, int]:
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as handle:
-        if sync:
-            os.fsync(handle.fileno())
-        while block := handle.read(1 << 22):
-            digest.update(block)
-            size += len(block)
-    return digest.hexdigest(), size
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _prune(checkpoints: Path, keep: int, newest: str) -> None:
-    # `newest` was just written. A folder with a higher step was walked back over: it is damaged, and goes first.
-    older = sorted((path for path in checkpoints.glob("step-*") if path.name != newest), key=lambda p: p.name)
+def _prune(checkpoints: Path, keep: int, keep_every: int, newest: str) -> None:
+    # `newest` was just written. A folder with a higher step was walked back over: it is set aside for whoever wants to
+    # look, one at a time.
+    older = [path for path in reversed(steps(checkpoints)) if path.name != newest]
     good = [path for path in older if path.name < newest]
-    for old in [path for path in older if path.name > newest] + good[: max(0, len(good) - keep + 1)]:
+    gone = good[: max(0, len(good) - keep + 1)]
+    if len(gone) == len(good) and gone and not _is_intact(checkpoints / newest):
+        # keep=1: read back what was written before the last one that is known to be good goes
+        raise CheckpointError(f"{checkpoints / newest} is not on the disk as it was written", fix="check the disk")
+    for old in [path for path in gone if not _is_milestone(path, keep_every)]:
         shutil.rmtree(old, ignore_errors=True)
+    for bad in [path for path in older if path.name > newest]:
+        for aside in checkpoints.glob("damaged-step-*"):
+            shutil.rmtree(aside, ignore_errors=True)
+        os.replace(bad, checkpoints / f"damaged-{bad.name}")
+    remove_scratch(checkpoints)
+
+
+def remove_scratch(checkpoints: Path) -> None:
+    """Remove what a killed save left behind. Rank 0, while nothing is being saved."""
     for left in checkpoints.glob(".tmp-step-*"):
         shutil.rmtree(left, ignore_errors=True)
 
 
-# ---- find and load -------------------------------------------------------------------------------------------------
+# ---- find ----------------------------------------------------------------------------------------------------------
 
 
-def verify(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose every file has the recorded size and SHA-256. Raises CheckpointError."""
+def steps(checkpoints: Path) -> list[Path]:
+    """The published checkpoints, good or bad, the newest first: by step, since clocks of file servers jump."""
+    folders = [path for path in checkpoints.glob("step-*") if path.is_dir() and _step_of(path) >= 0]
+    return sorted(folders, key=_step_of, reverse=True)
+
+
+def _step_of(folder: Path) -> int:
+    digits = folder.name.removeprefix("step-")
+    return int(digits) if digits.isascii() and digits.isdigit() else -1
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint. Raises CheckpointError where it cannot be read or names files outside."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        files = manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest = read_json(path)
+        files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+        if not files:
+            raise ValueError("no files")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {folder}: no readable {MANIFEST}", found=str(error)) from error
     if manifest.get("format") != MANIFEST_VERSION:
         raise CheckpointError(
             f"{path}: unknown format", found=manifest.get("format"), expected=MANIFEST_VERSION, fix="a newer dsvid"
         )
-    for name, entry in files.items():
+    if manifest.get("self_sha256") != _own_hash(manifest):
+        raise CheckpointError(f"{path} is damaged: it does not say what was written")
+    for name in files:
+        if PurePosixPath(name).name != name or name in (".", "..") or "\\" in name:
+            raise CheckpointError(f"{path} names a file outside its folder", found=name)
+    return dict(manifest)
+
+
+def verify(folder: Path, part: int = 0, of: int = 1) -> dict[str, Any]:
+    """The manifest of a checkpoint whose every file has the recorded size and SHA-256. Raises CheckpointError.
+
+    With `of` parts, sizes are compared for all files and hashes for every `of`-th: the ranks share the reading.
+    """
+    manifest = read_manifest(folder)
+    listed = manifest["files"]
+    strange = sorted(path.name for path in folder.iterdir() if path.name not in {*listed, MANIFEST})
+    if strange:
+        raise CheckpointError(
+            f"checkpoint {folder} holds files that its manifest does not list", found=", ".join(strange[:4])
+        )
+    for number, (name, entry) in enumerate(sorted(listed.items())):
         file = folder / name
-        if not file.is_file():
+        if file.is_symlink() or not file.is_file():
             raise CheckpointError(f"checkpoint file {file} is missing", expected=f"{entry['bytes']} bytes")
         if file.stat().st_size != entry["bytes"]:
             raise CheckpointError(
@@ -321,55 +351,100 @@ def verify(folder: Path) -> dict[str, Any]:
                 found=f"{file.stat().st_size} bytes",
                 expected=f"{entry['bytes']} bytes",
             )
-        if _hash(file)[0] != entry["sha256"]:
+        if number % of == part and _hash(file) != entry["sha256"]:
             raise CheckpointError(f"checkpoint file {file} is damaged: its SHA-256 is not the manifest's")
-    return dict(manifest)
+    return manifest
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def newest_verified(checkpoints: Path) -> Found | None:
+    """The newest checkpoint that verifies, read by this process alone; see `find` for the rules."""
+    return find_newest(checkpoints, Ranks(0, 1, 0), alone=True)
+
+
+def find_newest(checkpoints: Path, ranks: Ranks, *, alone: bool = False) -> Found | None:
     """The newest checkpoint that verifies, walking back over damaged ones aloud; None where there is none at all.
 
+    A collective unless `alone`: the ranks share the reading, and use a checkpoint only if none of them found fault.
     Raises CheckpointError where checkpoints exist but none verifies: starting fresh would bury them.
     """
-    folders = sorted((p for p in checkpoints.glob("step-*") if p.is_dir()), reverse=True)
-    for folder in folders:
+
+    def of_all(thing: Any) -> list[Any]:
+        return [thing] if alone else gather(thing)
+
+    names: list[str] = of_all([path.name for path in steps(checkpoints)])[0]
+    for name in names:
+        error, manifest, shards = "", {}, None
         try:
-            manifest = verify(folder)
-        except CheckpointError as error:
-            log.warning("checkpoint %s is not used: %s", folder.name, str(error).replace("\n", ";"))
-            continue
-        return Found(folder, int(manifest["step"]), manifest)
-    if folders:
+            manifest = _verify_patiently(checkpoints / name, ranks)
+            shards = None if alone else open_shards(checkpoints / name)
+        except (CheckpointError, OSError) as failure:
+            error = str(failure).replace("\n", ";")
+        told = [text for text in of_all(error) if text]
+        if not told:
+            if ranks.first:
+                _compare_pointer(checkpoints, name)
+            return Found(checkpoints / name, int(manifest["step"]), manifest, shards)
+        if ranks.first:
+            log.warning("checkpoint %s is not used: %s", name, told[0])
+    if names:
         raise CheckpointError(
-            f"{checkpoints}: none of {len(folders)} checkpoints is intact",
+            f"{checkpoints}: none of {len(names)} checkpoints is intact",
             expected="at least one with a matching manifest",
             fix="restore one from a backup, or another --out to start fresh",
         )
     return None
 
 
-def find(run: RunFolder, resume: str, ranks: Ranks, device: torch.device) -> Found | None:
-    """What to resume from: `--resume` auto, must or never. Rank 0 verifies; all ranks agree. A collective."""
-    found: Found | None = None
-    error: BaseException | None = None
-    if ranks.first and resume != "never":
+def _verify_patiently(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """`verify`, asked again where the file server, not the file, gave the error."""
+    for wait_s in (1.0, 3.0):
         try:
-            found = newest_verified(run.checkpoints)
-            if found is None and resume == "must":
-                raise CheckpointError(
-                    f"--resume must, but {run.checkpoints} holds no checkpoint",
-                    fix="--resume auto starts fresh where there is none",
-                )
-        except DsvidError as failure:
-            error = failure
-    agree_error(error, device, "looking for a checkpoint")
-    return share(found, device)
+            return verify(folder, ranks.rank, ranks.world)
+        except OSError as error:
+            log.warning("%s: %s; trying again", folder, error)
+            time.sleep(wait_s)
+    return verify(folder, ranks.rank, ranks.world)
 
 
-def load(engine: Any, found: Found, *, facts: dict[str, Any], ranks: Ranks) -> None:
-    """Load a verified checkpoint into a fresh engine. A collective; fails on all ranks if it fails on one.
+def _compare_pointer(checkpoints: Path, name: str) -> None:
+    """The pointer is for people and other tools: what is resumed is the newest that verifies, whatever it says."""
+    path = checkpoints / "latest"
+    try:
+        named = path.read_bytes()[:100].decode("utf-8", "replace").strip()
+    except OSError:
+        named = ""
+    if named != name:
+        log.warning("%s says %r; the newest intact checkpoint is %s", path, named, name)
 
-    Raises CheckpointError where the checkpoint belongs to another training list or topology than `facts` and `ranks`.
+
+def find(run: RunFolder, resume: str, ranks: Ranks) -> Found | None:
+    """What to resume from: `--resume` auto, must or never. All ranks verify and agree. A collective."""
+    if resume == "never":
+        return None
+    found = find_newest(run.checkpoints, ranks)
+    if found is None and resume == "must":
+        raise CheckpointError(
+            f"--resume must, but {run.checkpoints} holds no checkpoint",
+            fix="--resume auto starts fresh where there is none",
+        )
+    return found
+
+
+# ---- load ----------------------------------------------------------------------------------------------------------
+
+
+def check_continues(found: Found, facts: dict[str, Any]) -> None:
+    """Raise CheckpointError where a checkpoint belongs to another training list or precision than `facts`.
+
+    Ranks, stage, micro-batch and offload may be others: they change no number but by rounding.
     """
     manifest = found.manifest
     if manifest["train_list"] != facts["train_list"]:
@@ -379,20 +454,66 @@ def load(engine: Any, found: Found, *, facts: dict[str, Any], ranks: Ranks) -> N
             expected=f"{manifest['train_list'][:12]}…",
             fix="the old list, or another --out with model.init= the old run's weights folder",
         )
-    saved = (manifest["world_size"], manifest["stage"], manifest["precision"])
-    now = (ranks.world, facts["stage"], facts["precision"])
-    if saved != now:
+    if manifest["precision"] != facts["precision"]:
         raise CheckpointError(
-            f"checkpoint {found.folder} was saved on another topology; resuming across them is not built yet",
-            found="{} ranks, ZeRO stage {}, {}".format(*now),
-            expected="{} ranks, ZeRO stage {}, {}".format(*saved),
-            fix="the saved topology, or a new run with model.init= a folder made by `dsvid consolidate`",
+            f"{found.folder.name} was trained in another precision",
+            found=facts["precision"],
+            expected=manifest["precision"],
+            fix="the same precision, or another --out with model.init= the old run's weights folder",
         )
+
+
+def load(
+    engine: Any, found: Found, *, ranks: Ranks, accumulation: int, more: Callable[[Shards], None] | None = None
+) -> None:
+    """Load a verified checkpoint into an engine, whatever ranks and ZeRO stage wrote it. A collective.
+
+    Each rank reads the parts that it owns from the mapped files. `more` reads something else from them. Fails on all
+    ranks if it fails on one.
+    """
+    what = f"loading {found.folder.name}"
     error: BaseException | None = None
     try:
-        path, _ = engine.load_checkpoint(str(found.folder.parent), tag=found.folder.name)
-        if path is None:
-            raise CheckpointError(f"DeepSpeed did not load {found.folder}")
+        shards = found.shards or open_shards(found.folder)
+        partition.read(engine, shards)
+        if more is not None:
+            more(shards)
+        _restore_generators(found.folder / f"rng_rank_{ranks.rank:05d}.pt", engine.device)
     except Exception as failure:
         error = failure
-    agree_error(error, engine.device, f"loading {found.folder.name}")
+    agree_error(error, engine.device, what)  # what follows is a collective
+    try:
+        partition.settle(engine, shards, accumulation=accumulation)
+    except Exception as failure:
+        error = failure
+    agree_error(error, engine.device, what)
+    saved = (found.manifest["world_size"], found.manifest["stage"])
+    now = (ranks.world, engine.zero_optimization_stage())
+    if saved != now:
+        log.info("saved by %d ranks at ZeRO stage %d, loaded by %d at stage %d", *saved, *now)
+
+
+def generator_states(device: torch.device) -> dict[str, Any]:
+    """The states of the global generators. Training draws from none of them; third-party code might."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    states: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _restore_generators(path: Path, device: torch.device) -> None:
+    """Set the global generators as they were; a rank that the saved run did not have keeps its seeded ones."""
+    if not path.is_file():
+        return
+    states = load_pickle(path)
+    random.setstate(states["python"])
+    kind, keys, position, has_gauss, gauss = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -129,6 +129,8 @@ def load_ds_config(path: Path) -> dict[str, Any]:
         raise RecipeError(f"--ds_config {path}", found=f"not text ({error.reason})", expected="a JSON file") from error
     except RecursionError as error:
         raise RecipeError(f"--ds_config {path}", found="nested too deeply", expected="a DeepSpeed JSON") from error
+    except (ValueError, OSError) as error:  # a whole number of thousands of digits; no permission
+        raise RecipeError(f"--ds_config {path} cannot be read", found=str(error).partition(";")[0]) from error
     if not isinstance(tree, dict):
         raise RecipeError(f"--ds_config {path}", found=type(tree).__name__, expected="a JSON object {…}")
     check_keys(tree)
@@ -303,6 +305,18 @@ def _check_combinations(config: dict[str, Any], recipe: Recipe) -> None:
             found="true, with which DeepSpeed 0.19 maps optimizer state to the wrong parameters when a run resumes",
             fix="ds.zero_optimization.round_robin_gradients=false",
         )
+    for key, wrong, why in (
+        ("zero_optimization.elastic_checkpoint", True, "its files do not say whose lr and moments they hold"),
+        ("zero_optimization.offload_optimizer.device", "nvme", "its state would lie outside the checkpoint's files"),
+        ("zero_optimization.offload_param.device", "nvme", "its state would lie outside the checkpoint's files"),
+        ("checkpoint.use_node_local_storage", True, "every node would write files of the same name"),
+    ):
+        if get_dotted(config, key) == wrong:
+            raise RecipeError(
+                f"DeepSpeed JSON: {key} is refused: no run could be resumed",
+                found=f"{json.dumps(wrong)}, with which {why}",
+                fix=f"ds.{key}={'false' if wrong is True else 'cpu'}",
+            )
     if get_dotted(config, "activation_checkpointing.partition_activations"):
         raise RecipeError(
             "DeepSpeed JSON: activation_checkpointing.partition_activations needs model parallelism",

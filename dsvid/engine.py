@@ -7,6 +7,8 @@ import math
 import os
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +21,16 @@ from dsvid.runtime import Ranks, log
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COLLECTIVE_TIMEOUT_S = 1800
+_timeout = datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S)  # of this process's groups; set by start_distributed
 
 
-def start_distributed(device: torch.device, ranks: Ranks) -> None:
-    """Join the process group (nccl on CUDA, gloo on CPU) without compiling anything; once in a process."""
+def start_distributed(
+    device: torch.device, ranks: Ranks, *, store: Any = None, timeout_s: float = COLLECTIVE_TIMEOUT_S
+) -> None:
+    """Join the process group (nccl on CUDA, gloo on CPU) without compiling anything; once in a process.
+
+    `store`: the one in which the ranks have met (see rendezvous); else torch's own from the environment.
+    """
     if torch.distributed.is_initialized():
         return
     _import_deepspeed()
@@ -32,14 +40,31 @@ def start_distributed(device: torch.device, ranks: Ranks) -> None:
         # DeepSpeed would compile its shared-memory all-reduce for 2 silent minutes here; gloo gives the same bits.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
+    global _timeout
+    _timeout = timeout = datetime.timedelta(seconds=timeout_s)
+    if store is not None:  # DeepSpeed then takes the group that is there
+        torch.distributed.init_process_group(
+            backend,
+            store=store,
+            rank=ranks.rank,
+            world_size=ranks.world,
+            timeout=timeout,
+            device_id=device if device.type == "cuda" and not _binding_hangs() else None,
+        )
     deepspeed.init_distributed(
         dist_backend=backend,
         auto_mpi_discovery=False,
         verbose=False,
-        timeout=datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S),
+        timeout=timeout,
         rank=ranks.rank,
         world_size=ranks.world,
     )
+
+
+def _binding_hangs() -> bool:
+    """Whether binding the group to its device hangs (pytorch issue 153960); elsewhere DeepSpeed wants it bound."""
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:3] if part.isdigit())
+    return (2, 6, 0) < version < (2, 7, 1)
 
 
 def _import_deepspeed() -> None:
@@ -176,12 +201,20 @@ def build_engine(
     if config["scheduler"]["type"] == OURS_COSINE:
         arguments["lr_scheduler"] = _cosine(config["scheduler"]["params"], weight_decay_end)
     engine, *_ = deepspeed.initialize(**arguments)
+    _give_every_group_the_timeout()
     engine.group_names = group_names
     if get_dotted(config, "zero_optimization.stage") in (None, 0):
         _undo_constructor_step(engine)
     if compiled:
         engine.compile()
     return engine
+
+
+def _give_every_group_the_timeout() -> None:
+    """DeepSpeed makes groups of its own with torch's timeout, 10 minutes on nccl: less than the watchdog waits."""
+    if torch.distributed.is_initialized():
+        for group in list(torch.distributed.distributed_c10d._world.pg_map):
+            torch.distributed.distributed_c10d._set_pg_timeout(_timeout, group)
 
 
 def _undo_constructor_step(engine: Any) -> None:
@@ -242,56 +275,61 @@ def checkpointing_function(config: dict[str, Any]) -> Callable[..., Any] | None:
     return run
 
 
-def before_step(engine: Any) -> tuple[float, Tensor | None]:
-    """What `engine.step` changes or clears: the highest group's lr, and the gradient norm where DeepSpeed keeps none.
+@dataclass(frozen=True)
+class Step:
+    """What a call of `step` did: the highest group's lr, the gradient norm before clipping (NaN where DeepSpeed keeps
+    none), and whether the weights were changed: a gradient that is not finite changes nothing.
+    """
 
-    It keeps none at stage 0 in fp32; elsewhere the second value is None and `gradient_norm` asks the engine.
+    lr: float
+    norm: Tensor | float | None
+    applied: bool
+
+    @property
+    def grad_norm(self) -> float:
+        """The norm as a number; waits for the device."""
+        return math.nan if self.norm is None else float(self.norm)
+
+
+def step(engine: Any) -> Step:
+    """Take the optimizer's step, at the end of an accumulation; the schedule moves on whether it is applied or not.
+
+    The gradient is the same on all ranks, so they agree without a word. DeepSpeed skips a step whose gradient is not
+    finite, but at stage 0 in fp32, where it has no norm either; that is done here.
     """
     lr = max(float(group["lr"]) for group in engine.optimizer.param_groups)
-    if hasattr(engine.optimizer, "_global_grad_norm") or not engine.is_gradient_accumulation_boundary():
-        return lr, None
-    return lr, torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+    if not engine.is_gradient_accumulation_boundary():
+        engine.step()
+        return Step(lr, None, True)
+    if not hasattr(engine.optimizer, "_global_grad_norm"):
+        return _bare_step(engine, lr)
+    engine.step()
+    applied = engine.was_step_applied()
+    if not applied and engine.lr_scheduler is not None:
+        engine.lr_scheduler.step()
+    return Step(lr, engine.get_global_grad_norm(), applied)
 
 
-def gradient_norm(engine: Any, before: Tensor | None) -> float:
-    """Global gradient norm of the last step before clipping; NaN where there is none."""
-    norm = engine.get_global_grad_norm()
-    if norm is None:
-        norm = before
-    return math.nan if norm is None else float(norm)
+def _bare_step(engine: Any, lr: float) -> Step:
+    """Stage 0 in fp32: the optimizer is torch's own, which applies whatever it is given."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+    if math.isfinite(float(norm)):
+        engine.step()
+        return Step(lr, norm, True)
+    clipping = engine._config.gradient_clipping
+    engine.zero_grad()  # to None: the optimizer passes over every parameter, and DeepSpeed only counts
+    engine._config.gradient_clipping = 0.0  # DeepSpeed's clipping fails where no parameter has a gradient
+    engine.step()
+    engine._config.gradient_clipping = clipping
+    return Step(lr, norm, False)
 
 
-# ---- the master weights --------------------------------------------------------------------------------------------
+def save_shards(engine: Any, folder: Path, client_state: dict[str, Any], write: Callable[[Path, Any], None]) -> None:
+    """DeepSpeed's checkpoint files of all ranks into `folder`, each through `write(path, contents)`. A collective.
 
-
-def masters(engine: Any) -> list[list[Tensor]]:
-    """This rank's fp32 master weights, by optimizer group: whole tensors at stage 0, flat parts of the group above.
-
-    Changing them in place changes what the optimizer steps from; `refresh_weights` then brings the model after them.
+    `write` must not raise: DeepSpeed's save has barriers inside, where the other ranks would wait for ever.
     """
-    optimizer = engine.optimizer
-    for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):  # stages 1 and 2; stage 3
-        if hasattr(optimizer, name):
-            return [[part] for part in getattr(optimizer, name)]
-    if hasattr(optimizer, "fp32_groups"):  # stage 0 in half precision
-        return [list(group) for group in optimizer.fp32_groups]
-    return [list(group["params"]) for group in optimizer.param_groups]
-
-
-@torch.no_grad()
-def refresh_weights(engine: Any) -> None:
-    """Bring the weights that the model computes with after the masters, as an optimizer step does. A collective."""
-    optimizer = engine.optimizer
-    if hasattr(optimizer, "fp32_partitioned_groups_flat"):
-        for index in range(len(optimizer.fp32_partitioned_groups_flat)):
-            optimizer._reassign_or_swap_out_partitioned_parameters(index)
-        if optimizer.persistent_parameters:
-            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
-    elif hasattr(optimizer, "update_lp_params"):
-        optimizer.update_lp_params()
-    else:
-        for masters_, copies in zip(
-            getattr(optimizer, "fp32_groups", []), getattr(optimizer, "fp16_groups", []), strict=True
-        ):
-            for master, copy in zip(masters_, copies, strict=True):
-                copy.data.copy_(master.data)
+    engine.checkpoint_engine.save = lambda state_dict, path: write(Path(path), state_dict)
+    # DeepSpeed drops a script beside the checkpoints that unpickles whatever it finds. `dsvid consolidate` does not.
+    engine._copy_recovery_script = lambda save_path: None
+    engine.save_checkpoint(str(folder.parent), tag=folder.name, client_state=client_state, save_latest=False)

@@ -14,26 +14,34 @@ from torch import Tensor
 
 from dsvid import deepspeed_json, ops
 from dsvid import engine as ds
-from dsvid.checkpoint import RunFolder
 from dsvid.data.builtin import CLASSES, prepare
+from dsvid.data.loader import BadClips, TrainLoader
 from dsvid.data.manifest import Manifest, open_split
 from dsvid.data.randaugment import parse_policy
+from dsvid.data.shared_memory import bytes_in_flight, check_shared_memory
+from dsvid.documents import read_text
 from dsvid.errors import CheckpointError, DataError, RecipeError
 from dsvid.models.attention import choose_backend
+from dsvid.models.flops import peak_flops, training_flops
 from dsvid.models.init import initial_value
 from dsvid.models.spec import ModelSpec, build_model
+from dsvid.monitor import Monitor
 from dsvid.objectives import ClassifyObjective, PretrainObjective
 from dsvid.optim import is_frozen
 from dsvid.recipe import Recipe, load_recipe, split_overrides
-from dsvid.runtime import Ranks, log, on_first, pick_device, share
+from dsvid.runfolder import RunFolder
+from dsvid.runtime import Ranks, log, on_first, pick_device, ranks_of_node, say_first, say_once, share
 from dsvid.schedule import Schedule, resolve_schedule
+from dsvid.stopping import Stopping
+from dsvid.watchdog import Watch
 from dsvid.weights.load import Start, open_start
 
 
 @dataclass(frozen=True)
 class Job:
     """The settled job. `config` is the resolved DeepSpeed JSON; `facts` are what a checkpoint must share with it;
-    `paper` is the recipe without what the user changed.
+    `paper` is the recipe without what the user changed; `lists` are the SHA-256 of the lists. `stop` and `watch` belong
+    to this process: what asks it to stop, and where it is.
     """
 
     recipe: Recipe
@@ -45,6 +53,9 @@ class Job:
     ranks: Ranks
     device: torch.device
     facts: dict[str, Any]
+    lists: dict[str, str]
+    stop: Stopping
+    watch: Watch
 
     @property
     def pretrain(self) -> bool:
@@ -57,7 +68,7 @@ class Job:
 
 
 def resolve_job(
-    recipe_name: str, ds_config: Path, overrides: list[str], *, out: Path, resume: str, ranks: Ranks
+    recipe_name: str, ds_config: Path, overrides: list[str], *, out: Path, resume: str, ranks: Ranks, stop: Stopping
 ) -> Job:
     """Settle a job and check it. Raises DsvidError for anything the user has to mend; writes nothing."""
     ours, theirs = split_overrides(overrides)
@@ -77,6 +88,7 @@ def resolve_job(
     check_backends(recipe, spec, device, deepspeed_json.precision(config))
     if recipe.data.augment.policy:
         parse_policy(recipe.data.augment.policy)
+    check_memory(recipe, schedule, ranks)
     names = class_names(recipe)
     for split, manifest in lists.items():
         if recipe.task == "classify" and ranks.first:
@@ -90,8 +102,21 @@ def resolve_job(
         "precision": deepspeed_json.precision(config),
         "train_list": lists["train"].sha256,
     }
+    hashes = {split: manifest.sha256 for split, manifest in lists.items()}
     paper = published(recipe_name, recipe)
-    return Job(recipe, paper, config, schedule, spec, folder, ranks, device, facts)
+    return Job(recipe, paper, config, schedule, spec, folder, ranks, device, facts, hashes, stop, Watch())
+
+
+def check_memory(recipe: Recipe, schedule: Schedule, ranks: Ranks) -> None:
+    """Raise DataError where this node's /dev/shm does not hold the batches of the loaders."""
+    evaluated = recipe.task == "classify" and (recipe.data.test or recipe.data.val)
+    need = bytes_in_flight(
+        recipe.data,
+        batch_total=schedule.batch_total,
+        batch_micro=schedule.batch_micro,
+        eval_batch=recipe.eval.batch if evaluated else 0,
+    )
+    check_shared_memory(recipe.data, need, ranks_here=ranks_of_node(ranks))
 
 
 def published(recipe_name: str, recipe: Recipe) -> Recipe:
@@ -158,8 +183,8 @@ def class_names(recipe: Recipe) -> list[str]:
         return list(CLASSES) if recipe.data.train == "builtin" else []
     path = Path(recipe.data.labels).expanduser()
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
         raise DataError(f"data.labels={path} cannot be read", found=str(error), expected="a text file") from error
     if len(names) != recipe.model.num_classes:
         raise DataError(
@@ -285,3 +310,64 @@ def freeze(objective: torch.nn.Module, recipe: Recipe, spec: ModelSpec) -> None:
     for name, parameter in objective.named_parameters():
         if is_frozen(name, depth=depth, freeze_blocks=model.freeze_blocks, linear_probe=model.linear_probe):
             parameter.requires_grad_(False)
+
+
+def make_loader(job: Job, step: int) -> TrainLoader:
+    """This rank's micro-batches from place `step` of the stream on, in optimizer steps; nothing else decides on it."""
+    return TrainLoader(
+        job.recipe.data,
+        "train",
+        seed=job.recipe.run.seed,
+        batch_total=job.schedule.batch_total,
+        batch_micro=job.schedule.batch_micro,
+        rank=job.ranks.rank,
+        world=job.ranks.world,
+        start_step=step,
+        device_type=job.device.type,
+        samples_per_epoch=job.recipe.run.samples_per_epoch,
+    )
+
+
+def make_monitor(job: Job, step: int, *, retest: bool = False) -> Monitor:
+    """The monitor, which writes on rank 0; `retest`: the line of the final test is replaced."""
+    schedule, pretrain = job.schedule, job.recipe.pretrain
+    name = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else ""
+    return Monitor(
+        metrics=job.folder.metrics,
+        tensorboard=job.folder.tensorboard,
+        first=job.ranks.first,
+        world=job.ranks.world,
+        start_step=step,
+        stop_step=schedule.stop_step,
+        steps_per_epoch=schedule.steps_per_epoch,
+        clips_per_step=schedule.batch_total,
+        flops_per_clip=training_flops(
+            job.spec, mask_ratio=pretrain.mask_ratio, decoder_mask_ratio=pretrain.decoder_mask_ratio
+        ),
+        peak_flops=peak_flops(name),
+        retest=retest,
+    )
+
+
+def make_bad_clips(job: Job) -> BadClips:
+    """The record of unreadable clips, which ends the run when there are too many."""
+    data = job.recipe.data
+    return BadClips(job.folder.bad_clips, rank=job.ranks.rank, max_fraction=data.max_bad_fraction, grace=data.bad_grace)
+
+
+def counted(batch: dict[str, Any], bad: BadClips) -> dict[str, Any]:
+    """The batch, its unreadable clips recorded; each file, and each remark of a decoder, is named once in the log."""
+    for record in bad.add(batch):
+        log.warning("unreadable clip: %s", record["error"])
+    if bad.lost:
+        say_first("lost bad clips", "%s", bad.lost)
+    for remark in batch["notes"]:
+        say_once("%s: %s", remark["path"], remark["note"])
+    for _, path in batch["short"][:1]:
+        say_first(
+            "short",
+            "some videos have fewer frames than a clip asks for, so frames are repeated (data.num_frames, "
+            "data.sampling_rate, eval.segments); the first is %s",
+            path,
+        )
+    return batch

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from dsvid.runtime import log
+from dsvid.documents import DocumentError, parse_json
+from dsvid.runtime import log, note, tolerated
 
 WAITING_SHARE = 0.2
+MAX_LINE = 1 << 20  # letters of a line of metrics.jsonl
 
 
 class Monitor:
@@ -99,9 +101,12 @@ class Monitor:
         """Append one line to metrics.jsonl (flushed) and its numbers to TensorBoard."""
         if self._file is None:
             return
-        self._file.write(json.dumps({k: _json_number(v) for k, v in row.items()}) + "\n")
-        self._file.flush()
-        if self._board is not None:
+        with tolerated("metrics.jsonl"):
+            self._file.write(json.dumps({k: _json_number(v) for k, v in row.items()}) + "\n")
+            self._file.flush()
+        if self._board is None:
+            return
+        with tolerated("tensorboard/"):
             for key, value in row.items():
                 if isinstance(value, int | float) and key != "step":
                     self._board.add_scalar(f"{row['kind']}/{key}", value, row["step"])
@@ -109,7 +114,8 @@ class Monitor:
     def picture(self, name: str, picture: NDArray[Any], step: int) -> None:
         """Add a picture [h, w, 3] to TensorBoard."""
         if self._board is not None:
-            self._board.add_image(name, picture, step, dataformats="HWC")
+            with tolerated("tensorboard/"):
+                self._board.add_image(name, picture, step, dataformats="HWC")
 
     def advance(self, step: int) -> None:
         """Move the progress bar."""
@@ -122,6 +128,7 @@ class Monitor:
             return
         if self._bar is not None:
             self._bar.write(text)
+            note("%s", text)
         else:
             log.info(text)
 
@@ -129,7 +136,8 @@ class Monitor:
         """Flush and close everything."""
         for thing in (self._bar, self._file, self._board):
             if thing is not None:
-                thing.close()
+                with tolerated("metrics.jsonl or tensorboard/"):
+                    thing.close()
 
     def _print_train(self, row: dict[str, Any]) -> None:
         if not self.first:
@@ -175,17 +183,24 @@ def trim_metrics(path: Path, step: int, *, retest: bool = False) -> None:
     """
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        repeated = retest and row.get("final") and row.get("step") == step
-        if row.get("step", 0) <= step and not repeated:
-            kept.append(line)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    with path.open(encoding="utf-8", errors="replace") as lines, scratch.open("w", encoding="utf-8") as kept:
+        long = False
+        while line := lines.readline(MAX_LINE):
+            ended = line.endswith("\n")
+            if long or (not ended and len(line) == MAX_LINE):  # a piece of a line that no run has written
+                long = not ended
+                continue
+            try:
+                row = parse_json(line)
+            except DocumentError:
+                continue
+            if not isinstance(row, dict):
+                continue
+            repeated = retest and row.get("final") and row.get("step") == step
+            number = row.get("step", 0)
+            if isinstance(number, int) and number <= step and not repeated:
+                kept.write(line.rstrip("\n") + "\n")
     os.replace(scratch, path)
 
 

@@ -28,7 +28,12 @@ def publish_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
+
+
+def publish_text(path: Path, text: str) -> None:
+    """A small text file: a reader sees the old or the new one, never half of it."""
+    publish_file(path, lambda out: out.write(text.encode()))
 
 
 def publish_folder(folder: Path, fill: Callable[[Path], None]) -> None:
@@ -49,10 +54,11 @@ def publish_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Bring what was renamed or removed in `folder` to the disk."""
     with suppress(OSError):  # some file systems cannot open a folder
         handle = os.open(folder, os.O_RDONLY)
         try:

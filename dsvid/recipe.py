@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dsvid.errors import RecipeError
 
 RECIPE_FOLDER = Path(__file__).resolve().parent / "recipes"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MAX_YAML_BYTES = 1 << 20
+MAX_YAML_BYTES = 1 << 18
+MAX_YAML_NODES = 5000
+MAX_YAML_DEPTH = 32
+MAX_NUMBER_LETTERS = 40
 
 
 class Section(BaseModel):
@@ -154,6 +157,19 @@ class EvalConfig(Section):
     merge: Literal["prob", "score"] = Field("prob", description="what is averaged over the views of a video")
 
 
+def duration_s(text: str) -> float:
+    """Seconds of `1d2h`, `23h30m`, `90m`, `45s` or a plain number of seconds; 0 of an empty text.
+
+    Raises ValueError for anything else.
+    """
+    if not text:
+        return 0.0
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
+    if found is None:
+        raise ValueError(f"{text!r} is not a time; write 23h30m, 90m, 45s or seconds")
+    return sum(float(part or 0) * unit for part, unit in zip(found.groups(), (86400, 3600, 60, 1), strict=True))
+
+
 class RunConfig(Section):
     epochs: int = Field(800, ge=1)
     samples_per_epoch: int = Field(0, ge=0, description="clips that make an epoch; 0 = the whole list")
@@ -163,7 +179,26 @@ class RunConfig(Section):
     log_every: int = Field(10, ge=1)
     save_every: int = Field(500, ge=0, description="steps; 0 = at the end only")
     keep: int = Field(2, ge=1, description="newest checkpoints that stay on disk")
+    keep_every: int = Field(0, ge=0, description="checkpoints of every such step stay for good; 0 = none")
+    bad_steps: int = Field(3, ge=0, description="steps in a row without finite numbers that send the run back, once")
+    spike_factor: float = Field(10.0, ge=0, description="a loss this many times the usual is an alarm; 0 = no alarm")
+    spike_back: bool = Field(False, description="such a loss sends the run back too")
     images_every: int = Field(0, ge=0, description="steps between reconstruction pictures; 0 = at the end only")
+    max_time: str = Field("", description="save and stop after this wall time, as 23h30m, 90m or seconds; empty = none")
+    watchdog_s: float = Field(1200, ge=0, description="end the run where nothing moves for so long; 0 = never")
+    save_timeout_s: float = Field(7200, gt=0, description="the same for saving, loading and the start")
+
+    @field_validator("max_time", mode="before")
+    @classmethod
+    def _readable_time(cls, value: object) -> str:
+        text = str(value).strip()
+        duration_s(text)
+        return text
+
+    @property
+    def max_time_s(self) -> float:
+        """Seconds of max_time; 0 = none."""
+        return duration_s(self.max_time)
 
 
 class Recipe(Section):
@@ -182,6 +217,9 @@ class Recipe(Section):
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
 class _StrictLoader(yaml.SafeLoader):
     """safe_load, with two traps closed: a key given twice is an error, and `1e-3` is a number (YAML 1.1 says text)."""
 
@@ -189,6 +227,8 @@ class _StrictLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (list, dict, set)):
+                raise RecipeError(f"line {key_node.start_mark.line + 1}: a key that is no word", found=key)
             if key in seen:
                 raise RecipeError(
                     f"line {key_node.start_mark.line + 1}: key given twice",
@@ -200,9 +240,29 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """The parser makes node after node, so that a hostile file ends here, and not after minutes."""
         if self.check_event(yaml.events.AliasEvent):
             raise RecipeError("YAML aliases are not read", expected="plain values (an alias can blow up a tiny file)")
-        return super().compose_node(parent, index)
+        self.nodes, self.level = getattr(self, "nodes", 0) + 1, getattr(self, "level", 0) + 1
+        if self.nodes > MAX_YAML_NODES or self.level > MAX_YAML_DEPTH:
+            raise RecipeError(
+                f"line {parent.start_mark.line + 1 if parent else 1}: too much for a recipe",
+                found=f"value {self.nodes}, {self.level} levels deep",
+                expected=f"at most {MAX_YAML_NODES} values, {MAX_YAML_DEPTH} levels",
+            )
+        node = super().compose_node(parent, index)
+        self.level -= 1
+        return node
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        # A whole number of a million digits, or of `1:59:59:…`, takes Python minutes.
+        if node.tag in _NUMBERS and len(node.value) > MAX_NUMBER_LETTERS:
+            raise RecipeError(
+                f"line {node.start_mark.line + 1}: not a number that a recipe can hold",
+                found=f"{len(node.value)} letters, {node.value[:20]}…",
+                expected=f"at most {MAX_NUMBER_LETTERS}",
+            )
+        return super().construct_scalar(node)
 
 
 _StrictLoader.add_implicit_resolver(
@@ -218,7 +278,7 @@ def parse_value(text: str) -> Any:
         return ""
     try:
         return yaml.load(text, _StrictLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist
         return text
 
 
@@ -227,11 +287,15 @@ def load_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(f"recipe file {path}", found="nothing there" if not path.exists() else "not a file")
     if path.stat().st_size > MAX_YAML_BYTES:
-        raise RecipeError(f"recipe file {path}", found=f"{path.stat().st_size} bytes", expected="at most 1 MB of YAML")
+        raise RecipeError(
+            f"recipe file {path}", found=f"{path.stat().st_size} bytes", expected="at most 256 KB of YAML"
+        )
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except UnicodeDecodeError as error:
         raise RecipeError(f"recipe file {path}", found=f"not text ({error.reason})", expected="a YAML file") from error
+    except (ValueError, OSError) as error:  # a date that does not exist, a file that may not be read
+        raise RecipeError(f"recipe file {path} cannot be read", found=str(error).partition("\n")[0]) from error
     except yaml.YAMLError as error:
         raise RecipeError(f"recipe file {path}: not valid YAML", found=" ".join(str(error).split())) from error
     except RecipeError as error:
@@ -331,7 +395,8 @@ def _first_error(error: ValidationError) -> RecipeError:
             expected="a key that the recipe has",
             fix=f"did you mean {near!r}?" if near else "`dsvid recipes NAME` prints every key",
         )
-    expected = detail["msg"][0].lower() + detail["msg"][1:]
+    said = detail["msg"].removeprefix("Value error, ")
+    expected = said[0].lower() + said[1:]
     return RecipeError(f"recipe key {key!r} has a wrong value", found=repr(detail["input"]), expected=expected)
 
 

@@ -5,23 +5,30 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import logging.handlers
 import os
 import random
 import socket
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from pathlib import Path
+from typing import Any, TextIO, TypeVar, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from dsvid.errors import DsvidError, RecipeError
+from dsvid.redact import redact
 
 log = logging.getLogger("dsvid")
 Thing = TypeVar("Thing")
 _SAID: set[str] = set()
+NODE_RANKS = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")  # torchrun's, deepspeed's, srun's
+_UNDO: list[Callable[[], None]] = []
 
 
 @dataclass(frozen=True)
@@ -74,16 +81,84 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class _Redacted(logging.Formatter):
+    """Formats as told, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
 def start_log(ranks: Ranks) -> None:
-    """Rank 0 logs to standard output; other ranks only warnings and errors, with their number in front."""
-    handler = logging.StreamHandler(sys.stdout if ranks.first else sys.stderr)
+    """Rank 0 logs to standard output; other ranks only warnings and errors, with their number in front.
+
+    Every rank keeps its lines until `open_log` gives them a file.
+    """
+    console = logging.StreamHandler(sys.stdout if ranks.first else sys.stderr)
     prefix = "" if ranks.first else f"[rank {ranks.rank}] "
-    handler.setFormatter(logging.Formatter(prefix + "%(message)s"))
-    log.handlers[:] = [handler]
+    console.setFormatter(_Redacted(prefix + "%(message)s"))
+    console.setLevel(logging.INFO if ranks.first else logging.WARNING)
+    close_log()
+    log.handlers[:] = [console, logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)]
     log.propagate = False
-    log.setLevel(logging.INFO if ranks.first else logging.WARNING)
+    log.setLevel(logging.INFO)
     for noisy in ("DeepSpeed", "deepspeed"):
         logging.getLogger(noisy).setLevel(logging.WARNING if ranks.first else logging.ERROR)
+
+
+def open_log(path: Path) -> None:
+    """Write this rank's lines, those before included, into `path` as well, with the time; Python's warnings too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(_Redacted("%(asctime)s %(levelname)-7s %(message)s"))
+    for kept in [handler for handler in log.handlers if isinstance(handler, logging.handlers.MemoryHandler)]:
+        kept.setTarget(file)
+        kept.flush()
+        log.removeHandler(kept)
+    log.addHandler(file)
+    shown = warnings.showwarning
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        file: TextIO | None = None, line: str | None = None,
+    ) -> None:  # fmt: skip
+        shown(message, category, filename, lineno, file, line)
+        note("%s", warnings.formatwarning(message, category, filename, lineno, line).rstrip(), level=logging.WARNING)
+
+    warnings.showwarning = show
+    _UNDO.append(lambda: setattr(warnings, "showwarning", shown))
+
+
+def close_log() -> None:
+    """End the file of this rank's lines, where there is one."""
+    while _UNDO:
+        _UNDO.pop()()
+    for file in [handler for handler in log.handlers if isinstance(handler, logging.FileHandler)]:
+        log.removeHandler(file)
+        file.close()
+
+
+def note(text: str, *values: Any, level: int = logging.INFO) -> None:
+    """A line for this rank's file alone, where something else has shown it already."""
+    record = log.makeRecord(log.name, level, __file__, 0, text, values, None)
+    for handler in log.handlers:
+        if isinstance(handler, logging.FileHandler | logging.handlers.MemoryHandler):
+            handler.handle(record)
+
+
+def say_error(text: str) -> None:
+    """Print what ended the run to standard error, and into this rank's file, without secrets."""
+    text = redact(text.rstrip())
+    with suppress(OSError):  # a launcher that is gone reads no more
+        print(text, file=sys.stderr, flush=True)
+    note("%s", text, level=logging.ERROR)
+
+
+def flush_log() -> None:
+    """Bring every line to its place, for a process that ends without saying goodbye."""
+    for handler in log.handlers:
+        if not isinstance(handler, logging.handlers.MemoryHandler):
+            with suppress(OSError, ValueError):
+                handler.flush()
 
 
 @functools.lru_cache(maxsize=4096)
@@ -97,6 +172,15 @@ def say_first(kind: str, text: str, *values: Any) -> None:
     if kind not in _SAID:
         _SAID.add(kind)
         log.warning(text, *values)
+
+
+@contextmanager
+def tolerated(what: str) -> Iterator[None]:
+    """Inside, an error of the system (a full disk, a lost file server) is said once, and the run goes on without."""
+    try:
+        yield
+    except OSError as error:
+        say_first(f"lost {what}", "%s cannot be written, and lines of it are lost: %s", what, error)
 
 
 def pick_device(ranks: Ranks) -> torch.device:
@@ -115,6 +199,12 @@ def pick_device(ranks: Ranks) -> torch.device:
     device = torch.device("cuda", ranks.local)
     torch.cuda.set_device(device)  # bound before any collective: a barrier before it can hang
     return device
+
+
+def ranks_of_node(ranks: Ranks) -> int:
+    """How many ranks this node has, as the launcher says; where none says so, as many as are known of."""
+    told = next((os.environ[name] for name in NODE_RANKS if os.environ.get(name, "").isdigit()), None)
+    return max(int(told) if told else 1, ranks.local + 1)
 
 
 def _tune_cpu() -> None:
@@ -165,6 +255,15 @@ def share(thing: Thing, device: torch.device) -> Thing:
     box = [thing]
     dist.broadcast_object_list(box, src=0, device=device if device.type == "cuda" else None)
     return box[0]
+
+
+def gather(thing: Thing) -> list[Thing]:
+    """Every rank's `thing`, in rank order, on every rank. A collective."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [thing]
+    boxes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(boxes, thing)
+    return boxes
 
 
 def on_first(ranks: Ranks, device: torch.device, what: str, work: Callable[[], Thing]) -> Thing:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,7 @@ def test_a_batch_that_does_not_divide_over_the_ranks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("DSVID_START_TIMEOUT_S", "1")  # the other two never come
     assert "batch.total does not divide over the ranks" in mistake(capsys, tmp_path / "out")
 
 
@@ -121,6 +124,27 @@ def test_an_output_folder_of_something_else(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
     assert "cat.jpg" in mistake(capsys, tmp_path / "photos")
+
+
+def test_a_shared_memory_that_is_too_small(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_SIZE", "8")
+    message = mistake(capsys, tmp_path / "out", "data.num_workers=1000", "data.prefetch=10000", "batch.micro=16")
+    # 8 frames of 64 x 64 pixels, 16 clips a batch
+    assert f"{8 * (10_000_000 + 1) * 16 * 8 * 64 * 64 * 3 / 1e6:.0f} MB: 8 ranks here" in message
+    assert "docker run --shm-size=" in message
+
+
+def test_an_output_folder_on_a_read_only_file_system(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Root may write everywhere but there."""
+    command = ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(tmp_path)]
+    if not shutil.which("mount") or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        assert "is not writable" in mistake(capsys, tmp_path / "out")
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_the_command_line_itself() -> None:

@@ -33,3 +33,5 @@ def test_the_doctor_names_what_is_broken_and_training_can_start(broken: dict[str
     assert done.returncode == 0, done.stdout + done.stderr
     assert "operator torchvision::nms does not exist" in done.stdout
     assert "op           tube op on cpu" in done.stdout
+    named = {line.split(" ")[0] for line in done.stdout.splitlines()}
+    assert {"ssh", "pdsh", "srun", "sbatch"} <= named, "what several nodes need"

@@ -16,12 +16,14 @@ COMMANDS = {
     "recipes": ("recipes", "list the shipped recipes, or print one resolved"),
     "env": ("env", "versions, devices, backends; what is missing and its cure"),
     "demo": ("demo", "pre-train, fine-tune and test on generated clips, in minutes on two cores"),
+    "launch": ("launch", "start deepspeed or torchrun under a supervisor: hosts checked first, saved at every signal"),
+    "slurm": ("slurm", "print or submit a Slurm batch script: train, eval, dapt, array"),
     "eval": ("eval", "multi-view test of a weight folder"),
     "features": ("features", "one file of sliding-window features for each video of a list; many ranks, resumable"),
     "convert": ("convert", "weights of any known family -> a dsvid, Hugging Face or VideoMAE layout"),
     "consolidate": ("consolidate", "ZeRO shards of a run or checkpoint -> one fp32 weight folder"),
     "metrics": ("metrics", "metrics from files alone: views (one line per view of a video)"),
-    "bench": ("bench", "benchmarks: mask (the tube op), step (forward and backward), load (memory of loading)"),
+    "bench": ("bench", "benchmarks: mask (the tube op), step (forward, backward), load (memory), checkpoint (disk)"),
 }
 
 

@@ -1,4 +1,4 @@
-"""`dsvid bench mask|step|load`: benchmarks, each with the ratio to a named baseline of the same run."""
+"""`dsvid bench mask|step|load|checkpoint`: benchmarks, each with the ratio to a named baseline of the same run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ BENCHES = {
     "mask": "the tube-masking op against the textbook chain and the memory floor",
     "step": "forward and backward against transformers' VideoMAEForPreTraining",
     "load": "peak memory of loading a model in bf16, over its weights",
+    "checkpoint": "seconds and bytes/s of saving, verifying and loading checkpoints, against the raw disk",
 }
 
 
@@ -26,5 +27,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the chosen benchmark, which prints; write its numbers where --json says."""
     result = importlib.import_module(f"dsvid.cli.bench_{args.bench}").run(args)
-    if args.json:
+    if args.json and result:  # of many ranks the first has one
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

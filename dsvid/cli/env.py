@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
         return 1
     _devices()
     print(f"launcher     {_launcher() or 'not on PATH: python -m deepspeed.launcher.runner is the same'}")
-    for tool, use in (("pdsh", "several nodes over ssh"), ("srun", "Slurm"), ("nvcc", "building the CUDA op")):
+    ssh = "several nodes over ssh"
+    for tool, use in (("ssh", ssh), ("pdsh", ssh), ("srun", "Slurm"), ("sbatch", "Slurm"), ("nvcc", "the CUDA op")):
         print(f"{tool:12} {shutil.which(tool) or f'not found (only for {use})'}")
     if broken:
         print(f"training cannot start: {', '.join(broken)}")

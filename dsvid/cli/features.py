@@ -179,14 +179,14 @@ def _fingerprint(path: Path) -> str:
 
 def settle_settings(out: Path, settings: dict[str, Any]) -> None:
     """Write the settings into a new folder. Raises CheckpointError where the folder's features were made otherwise."""
-    from dsvid.checkpoint import replace_text
+    from dsvid.publish import publish_text
 
     path = out / SETTINGS
     text = json.dumps(settings, indent=2) + "\n"
     try:
         if not path.is_file():
             out.mkdir(parents=True, exist_ok=True)
-            replace_text(path, text)  # ranks that come here together write the same
+            publish_text(path, text)  # ranks that come here together write the same
             return
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -420,6 +420,7 @@ class BadClips:
         self.seen = 0
         self.bad = 0
         self.files: dict[str, str] = {}
+        self.lost = ""  # why lines could not be written
 
     def add(self, batch: Batch) -> list[dict[str, Any]]:
         """Count a batch, append its unreadable clips to the file, and return those of files not met before."""
@@ -434,11 +435,14 @@ class BadClips:
             lines.append(json.dumps({**record, "rank": self.rank, "time": round(time.time(), 3)}) + "\n")
         if lines:
             # one write in append mode: ranks may share the file
-            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                os.write(handle, "".join(lines).encode())
-            finally:
-                os.close(handle)
+                handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+                try:
+                    os.write(handle, "".join(lines).encode())
+                finally:
+                    os.close(handle)
+            except OSError as error:  # a full disk is no reason to end a run
+                self.lost = f"{self.path.name} cannot be written: {error}"
         return new
 
     def verdict(self) -> DataError | None:

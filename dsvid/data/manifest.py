@@ -32,6 +32,7 @@ WORDS = {
     "total": ("total", "total_frames", "num_frames", "frames", "n_frames"),
 }
 _COLUMN = {word: name for name, words in WORDS.items() for word in words}
+MAX_DIGITS = 18  # Python refuses to read a number of thousands of them
 _FIELD = re.compile(r'"((?:[^"]|"")*)"|\'([^\']*)\'|([^\s,"]+)')
 _GAP = re.compile(r"\s*,\s*|\s+")
 
@@ -179,7 +180,7 @@ def _read_text_bytes(path: Path) -> bytes:
         raise DataError(f"list file {path} cannot be read", found=error.strerror or str(error)) from error
     if not blob.strip():
         raise DataError(f"list file {path} is empty", expected="lines like " + EXAMPLE)
-    if b"\0" in blob[:65536]:
+    if b"\0" in blob:  # in a path it would fail much later
         what = "a video file" if path.suffix.lower() in VIDEO_SUFFIXES else "a binary file"
         raise DataError(f"list file {path} is not text", found=what, expected="lines like " + EXAMPLE)
     return blob
@@ -268,7 +269,8 @@ def _entry(fields: list[str], columns: tuple[str, ...] | None, path: Path, numbe
 
 
 def _is_integer(text: str) -> bool:
-    return text.removeprefix("-").isascii() and text.removeprefix("-").isdigit()
+    digits = text.removeprefix("-")
+    return digits.isascii() and digits.isdigit() and len(digits) <= MAX_DIGITS
 
 
 def _misread(path: Path, number: int, text: str, why: str) -> DataError:
@@ -278,5 +280,6 @@ def _misread(path: Path, number: int, text: str, why: str) -> DataError:
 
 def _settle_base(manifest: Manifest) -> None:
     first = bytes(manifest._text[: manifest._ends[1]]).decode()
-    if not Path(first).is_absolute() and not (manifest.base / first).exists() and Path(first).exists():
+    # os.path's, because pathlib's raises where a name is too long for the file system
+    if not os.path.isabs(first) and not os.path.exists(manifest.base / first) and os.path.exists(first):
         manifest.base = Path.cwd()

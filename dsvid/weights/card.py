@@ -6,7 +6,6 @@ models.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from dsvid.documents import parse_json, read_json, read_text
 from dsvid.errors import CheckpointError
 from dsvid.weights.folder import FORMAT
 
@@ -135,7 +135,7 @@ def _of_file(path: Path) -> Card:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read", found=str(error), expected="JSON") from error
     if not isinstance(loaded, dict):
@@ -146,8 +146,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 def read_labels(path: Path) -> list[str]:
     """Class names of a file: one a line, or JSON (a list, {"0": name} or {name: 0}). Raises CheckpointError."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        loaded = json.loads(text) if text.lstrip()[:1] in ("[", "{") else text.splitlines()
+        text = read_text(path)
+        loaded = parse_json(text) if text.lstrip()[:1] in ("[", "{") else text.splitlines()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"labels={path} cannot be read", found=str(error), expected="one name a line") from error
     if isinstance(loaded, dict):

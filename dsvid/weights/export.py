@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dsvid.errors import CheckpointError
@@ -23,6 +22,7 @@ from dsvid.tokens import FixedKind, position_table
 from dsvid.weights.card import Card
 from dsvid.weights.folder import write_folder
 from dsvid.weights.hf import POOLED_EPS as HF_POOLED_EPS
+from dsvid.weights.stream import write_safetensors
 
 Layout = Literal["dsvid", "hf", "videomae"]
 LAYOUTS: tuple[Layout, ...] = ("dsvid", "hf", "videomae")
@@ -92,10 +92,11 @@ def check_destination(layout: Layout, destination: Path, *, overwrite: bool) -> 
     occupied = destination.is_file() or (destination.is_dir() and any(destination.iterdir()))
     if occupied and not overwrite:
         raise CheckpointError(f"{destination} exists", fix="another destination, or --overwrite")
-    _check_writable(destination)
+    check_writable(destination)
 
 
-def _check_writable(destination: Path) -> None:
+def check_writable(destination: Path) -> None:
+    """Raise CheckpointError where nothing can be made at `destination`."""
     parent = destination.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -109,7 +110,7 @@ def _check_writable(destination: Path) -> None:
 
 def write_dsvid(folder: Path, state: Mapping[str, Tensor], spec: ModelSpec, card: Card) -> None:
     """The self-describing weight folder of dsvid."""
-    write_folder(folder, dict(state), {"model": spec.to_config(), **card.to_config()})
+    write_folder(folder, state, {"model": spec.to_config(), **card.to_config()})
 
 
 # ---- VideoMAE ------------------------------------------------------------------------------------------------------
@@ -165,7 +166,8 @@ def write_hf(folder: Path, state: Mapping[str, Tensor], spec: ModelSpec, card: C
     texts = {"config.json": hf_config(spec, card), "preprocessor_config.json": _processor(spec, card)}
 
     def fill(scratch: Path) -> None:
-        save_file(tensors, scratch / "model.safetensors", metadata={"format": "pt"})
+        with (scratch / "model.safetensors").open("wb") as out:
+            write_safetensors(out, tensors)
         for name, content in texts.items():
             (scratch / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

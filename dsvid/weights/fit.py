@@ -5,7 +5,6 @@ Shapes are settled before a value is read. Knows canonical names and the familie
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dsvid.documents import parse_json, read_text
 from dsvid.errors import CheckpointError
 from dsvid.tokens import TubeletGrid, resize_table
 from dsvid.weights.family import Contents, Entries, Entry, Family, Shapes
@@ -280,9 +280,9 @@ def read_head_map(path: Path, theirs: int, ours: int | None) -> list[int]:
     Raises CheckpointError for a file that cannot be read, another length, or a class that is not there.
     """
     try:
-        text = path.expanduser().read_text(encoding="utf-8-sig")
+        text = read_text(path.expanduser())
         if text.lstrip().startswith("["):
-            rows = [_integer(row) for row in json.loads(text)]
+            rows = [_integer(row) for row in parse_json(text)]
         else:
             lines = (line.partition("#")[0].strip() for line in text.splitlines())
             rows = [int(line) for line in lines if line]

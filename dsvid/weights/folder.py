@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from dsvid.documents import read_json
 from dsvid.errors import CheckpointError
 from dsvid.publish import publish_folder
+from dsvid.weights.stream import write_safetensors
 
 FORMAT = "dsvid-weights"
 VERSION = 1
 
 
-def write_folder(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
+def write_folder(folder: Path, state: Mapping[str, Tensor], config: dict[str, Any]) -> None:
     """Write both files into a temporary neighbour, then swap it in: never a half-written file under the final name.
 
     Raises CheckpointError where the folder holds something else than weights, or cannot be written.
@@ -34,13 +37,14 @@ def write_folder(folder: Path, state: dict[str, Tensor], config: dict[str, Any])
         )
 
     def fill(scratch: Path) -> None:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, scratch / "model.safetensors")
+        with (scratch / "model.safetensors").open("wb") as out:
+            write_safetensors(out, state)
         described = {"format": FORMAT, "version": VERSION, **config}
         (scratch / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
     try:
         publish_folder(folder, fill)
-    except (OSError, SafetensorError) as error:  # safetensors' own where the disk is full
+    except OSError as error:
         raise CheckpointError(f"weight folder {folder} cannot be written", found=str(error)) from error
 
 
@@ -48,7 +52,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The `config.json` of a weight folder. Raises CheckpointError where it is missing or not ours."""
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"weight folder {folder}", found=f"config.json: {error}", expected="a folder written by dsvid"
@@ -73,7 +77,7 @@ def read_state(folder: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read", found=str(error), fix="copy the file again") from error
 
 
-def check_finite(state: dict[str, Tensor], source: Path) -> None:
+def check_finite(state: Mapping[str, Tensor], source: Path) -> None:
     """Raise CheckpointError that names the first tensor with a NaN or infinity in it."""
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import mmap
-import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dsvid.documents import read_json
 from dsvid.errors import CheckpointError
 from dsvid.weights.folder import FORMAT, read_config
+from dsvid.weights.pickles import load_pickle
 
 # Where the originals put the state dict; a file without any of these is one itself.
 _TOP_LEVEL = ("model", "module", "model_state", "state_dict")
 _MADV_DONTNEED = 4
-_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 
 
 @dataclass
@@ -96,7 +93,7 @@ def open_weights(path: Path) -> WeightFile:
 def _neighbour(path: Path) -> dict[str, Any]:
     """The `config.json` beside a file, or nothing."""
     try:
-        config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+        config = read_json(path.parent / "config.json")
     except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}
@@ -136,7 +133,8 @@ def _open_safetensors(path: Path) -> WeightFile:
 
 
 def _open_torch(path: Path) -> WeightFile:
-    content, own = _load_torch(path), None
+    # The originals store their command line in the file; no other class is let in.
+    content, own = load_pickle(path, [argparse.Namespace], beside=" and argparse.Namespace"), None
     if isinstance(content, Mapping):
         described = content.get("dsvid")
         own = described.get("model") if isinstance(described, Mapping) else None
@@ -158,42 +156,6 @@ def _open_torch(path: Path) -> WeightFile:
             fix=f"dsvid consolidate {path.parent} DST",
         )
     return WeightFile(path, tensors, own=own, _mapped=_mapped_ranges(path))
-
-
-def _load_torch(path: Path) -> Any:
-    with path.open("rb") as handle:
-        zipped = handle.read(2) == b"PK"
-    if zipped and not zipfile.is_zipfile(path):
-        raise CheckpointError(
-            f"{path}: cannot be read as weights",
-            found=f"a truncated file of {path.stat().st_size} bytes (its directory, at the end, is missing)",
-            expected="a complete torch file",
-            fix="copy or download the file again",
-        )
-    try:
-        # The originals store their command line in the file; no other class is let in.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True if zipped else None)
-    except Exception as error:  # a damaged zip, a pickle of code, a text file: torch raises a different class for each
-        refused = _GLOBAL.search(str(error))
-        if refused:
-            raise CheckpointError(
-                f"{path}: cannot be read as weights: it holds more than tensors",
-                found=f"{refused[1]}, which unpickling would run or build",
-                expected="tensors, numbers, text and argparse.Namespace",
-                fix="where the file is trusted, save its state dict alone with torch.save and use that",
-            ) from error
-        raise CheckpointError(
-            f"{path}: cannot be read as weights",
-            found=f"{type(error).__name__}: {_reason(error)}",
-            expected="a torch file that holds tensors only",
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    """torch's message without the paragraphs that come before its reason."""
-    text = str(error).rpartition("WeightsUnpickler error:")[2]
-    return text.strip().partition("\n")[0]
 
 
 def _first_line(error: Exception) -> str:

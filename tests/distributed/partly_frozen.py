@@ -1,5 +1,5 @@
-"""One rank: train a tiny encoder whose first blocks rest, at every ZeRO stage, save DeepSpeed's files, and beside them
-what the engine itself holds; averages stand there as the masters with 1 added.
+"""One rank: train a tiny encoder whose first blocks rest, at every ZeRO stage in bf16 and fp32, save DeepSpeed's files,
+and beside them what the engine itself holds and answers; averages stand there as the masters with 1 added.
 """
 
 import json
@@ -11,33 +11,34 @@ import torch
 
 from dsvid import engine as ds
 from dsvid.models.spec import ModelSpec, build_model
-from dsvid.runtime import pick_device, read_ranks
+from dsvid.runtime import Ranks, pick_device, read_ranks
 
 SPEC = ModelSpec("classify", "vit_micro", 4, 16, num_classes=3)
+LARGE = ModelSpec("classify", "vit_small", 4, 16, num_classes=3)
 
 
 def rests(name: str) -> bool:
     return name.startswith(("blocks.0.", "blocks.1.", "patch_embed."))
 
 
-def build(stage: int) -> torch.nn.Module:
+def build(spec: ModelSpec, stage: int, half: bool) -> torch.nn.Module:
     if stage < 3:
-        model = build_model(SPEC, seed=1)
+        model = build_model(spec, seed=1)
     else:
-        with deepspeed.zero.Init(config_dict_or_path=settings(stage)):
-            model = build_model(SPEC, seed=None)
-        whole = build_model(SPEC, seed=1).state_dict()
+        with deepspeed.zero.Init(config_dict_or_path=settings(stage, half)):
+            model = build_model(spec, seed=None)
+        whole = build_model(spec, seed=1).state_dict()
         ds.fill_parameters(model, lambda name, _: whole[name])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not rests(name))
     return model
 
 
-def settings(stage: int) -> dict[str, object]:
+def settings(stage: int, half: bool) -> dict[str, object]:
     return {
         "train_micro_batch_size_per_gpu": 2,
         "zero_optimization": {"stage": stage},
-        "bf16": {"enabled": True},
+        "bf16": {"enabled": half},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
@@ -62,7 +63,8 @@ def whole_weights(model: torch.nn.Module, stage: int) -> dict[str, torch.Tensor]
 def averages(engine: object, stage: int) -> list[object]:
     optimizer = engine.optimizer  # type: ignore[attr-defined]
     if stage == 0:
-        return [[master.detach() + 1 for master in group] for group in optimizer.fp32_groups]
+        held = getattr(optimizer, "fp32_groups", None) or [group["params"] for group in optimizer.param_groups]
+        return [[master.detach() + 1 for master in group] for group in held]
     name = "fp32_partitioned_groups_flat" if stage == 3 else "single_partition_of_fp32_groups"
     groups = [flat.detach() + 1 for flat in getattr(optimizer, name)]
     return groups if stage == 1 else [[flat] for flat in groups]  # both forms are understood
@@ -71,34 +73,60 @@ def averages(engine: object, stage: int) -> list[object]:
 def main(out: Path) -> None:
     ranks = read_ranks()
     ds.start_distributed(pick_device(ranks), ranks)
-    for stage in range(4):
-        model = build(stage)
-        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        halves = [names[: len(names) // 2], names[len(names) // 2 :]]  # two groups, as with and without decay
-        parameters = dict(model.named_parameters())
-        groups = [{"params": [parameters[name] for name in half]} for half in halves]
-        optimizer = torch.optim.AdamW(groups, lr=1e-2)
-        engine, *_ = deepspeed.initialize(model=model, config=settings(stage), optimizer=optimizer)
-        for step in range(2):
-            torch.manual_seed(10 * step + ranks.rank)
-            loss = engine(torch.randn(2, 3, 4, 16, 16)).float().square().mean()
-            engine.backward(loss)
-            engine.step()
-        engine.save_checkpoint(str(out), tag=f"z{stage}", save_latest=False)
-        torch.save({"groups": averages(engine, stage)}, out / f"z{stage}" / f"ema_rank_{ranks.rank:05d}.pt")
-        if stage == 0:
-            masters = {
-                name: master
-                for half, group in zip(halves, engine.optimizer.fp32_groups, strict=True)
-                for name, master in zip(half, group, strict=True)
-            }
-            held = {**whole_weights(engine.module, 0), **{k: v.detach().float() for k, v in masters.items()}}
-        else:
-            held = whole_weights(engine.module, stage)
-        if ranks.first:
-            torch.save(held, out / f"z{stage}.pt")
-            (out / f"z{stage}" / "manifest.json").write_text(json.dumps({"groups": halves}))
-        torch.distributed.barrier()
+    for half in (True, False):
+        for stage in range(4):
+            run(out, f"{'' if half else 'fp32-'}z{stage}", stage, half, ranks)
+    for stage in (0, 2, 3):
+        save_large(out, stage)
 
 
-main(Path(sys.argv[1]))
+def run(out: Path, tag: str, stage: int, half: bool, ranks: Ranks) -> None:
+    model = build(SPEC, stage, half)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    halves = [names[: len(names) // 2], names[len(names) // 2 :]]  # two groups, as with and without decay
+    parameters = dict(model.named_parameters())
+    groups = [{"params": [parameters[name] for name in half]} for half in halves]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    engine, *_ = deepspeed.initialize(model=model, config=settings(stage, half), optimizer=optimizer)
+    for step in range(2):
+        torch.manual_seed(10 * step + ranks.rank)
+        loss = engine(torch.randn(2, 3, 4, 16, 16)).float().square().mean()
+        engine.backward(loss)
+        engine.step()
+    engine.save_checkpoint(str(out), tag=tag, save_latest=False)
+    torch.save({"groups": averages(engine, stage)}, out / tag / f"ema_rank_{ranks.rank:05d}.pt")
+    held = whole_weights(engine.module, stage)
+    if stage == 0 and half:
+        for group, masters in zip(halves, engine.optimizer.fp32_groups, strict=True):
+            held.update({name: master.detach().float() for name, master in zip(group, masters, strict=True)})
+    engine.eval()
+    torch.manual_seed(5)
+    clips = torch.randn(3, 3, 4, 16, 16)
+    with torch.no_grad():
+        logits = engine(clips)
+    if ranks.first:
+        torch.save(held, out / f"{tag}.pt")
+        torch.save({"clips": clips, "logits": logits}, out / f"{tag}-logits.pt")
+        (out / tag / "manifest.json").write_text(json.dumps({"groups": halves}))
+    torch.distributed.barrier()
+    engine.destroy()
+
+
+def save_large(out: Path, stage: int) -> None:
+    """22 million numbers, for those who measure: one step at most, nothing held beside the files."""
+    model = build(LARGE, stage, half=True)
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-2)
+    engine, *_ = deepspeed.initialize(model=model, config=settings(stage, True), optimizer=optimizer)
+    engine.backward(engine(torch.randn(2, 3, 4, 16, 16)).float().square().mean())
+    engine.step()
+    tag = f"large-z{stage}"
+    engine.save_checkpoint(str(out), tag=tag, save_latest=False)
+    if torch.distributed.get_rank() == 0:
+        (out / tag / "manifest.json").write_text(json.dumps({"groups": [list(parameters)]}))
+    torch.distributed.barrier()
+    engine.destroy()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
