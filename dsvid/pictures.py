@@ -1,4 +1,4 @@
-"""Pictures: rows of frames with a name beside each, confusion matrices. Knows arrays, not models."""
+"""Pictures: rows of frames with a name beside each, confusion matrices, bars. Knows arrays, not models."""
 
 from __future__ import annotations
 
@@ -57,6 +57,28 @@ def confusion_picture(counts: NDArray[np.int64], names: list[str], *, side: int 
                     draw.text((margin + j * cell + cell // 2 - 9, i * cell + cell // 2 - 6), f"{share:.0%}", fill=ink)
     if names:
         draw.text((margin, big.shape[0] + 6), "rows: label; columns: predicted, in the same order", fill="black")
+    return np.asarray(sheet)
+
+
+def bar_picture(values: dict[str, float], *, title: str, width: int = 640) -> Pixels:
+    """Bars from 0 to 1, one a name, in the order given -> picture [h, w, 3]; a name with NaN has a dash for its bar."""
+    from PIL import Image, ImageDraw
+
+    row, top = 14, 22
+    margin = GAP + max((6 * len(name) for name in values), default=0) + GAP
+    long = max(1, width - margin - 50)
+    sheet = Image.new("RGB", (max(width, margin + 60), top + row * len(values) + GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((GAP, GAP), title, fill="black")
+    for line, (name, value) in enumerate(values.items()):
+        y = top + line * row
+        draw.text((GAP, y), name, fill="black")
+        if np.isnan(value):
+            draw.text((margin, y), "-", fill="gray")
+            continue
+        end = margin + round(min(max(value, 0.0), 1.0) * long)
+        draw.rectangle((margin, y + 2, end, y + row - 3), fill=(32, 81, 150))
+        draw.text((end + GAP, y), f"{100 * value:.1f}", fill="black")
     return np.asarray(sheet)
 
 

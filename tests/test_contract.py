@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "slurm": set(),
     "ops": {"tokens"},
     "models": {"tokens", "ops"},
-    "data": {"documents", "recipe", "tokens", "publish"},
+    "data": {"documents", "metrics", "recipe", "tokens", "publish"},
     "objectives": {"models", "ops", "tokens", "metrics"},
     "weights": {"documents", "models", "tokens", "publish"},
     "engine": {"recipe", "deepspeed_json", "optim", "runtime"},

@@ -22,8 +22,12 @@ COMMANDS = {
     "features": ("features", "one file of sliding-window features for each video of a list; many ranks, resumable"),
     "convert": ("convert", "weights of any known family -> a dsvid, Hugging Face or VideoMAE layout"),
     "consolidate": ("consolidate", "ZeRO shards of a run or checkpoint -> one fp32 weight folder"),
-    "metrics": ("metrics", "metrics from files alone: views (one line per view of a video)"),
-    "bench": ("bench", "benchmarks: mask (the tube op), step (forward, backward), load (memory), checkpoint (disk)"),
+    "ava": ("ava", "AVA's files: json from the csv, person boxes from a csv, a small generated set"),
+    "metrics": ("metrics", "metrics from files alone: views (one line per view of a video), ava (boxes with actions)"),
+    "bench": (
+        "bench",
+        "benchmarks: mask (the tube op), step (forward, backward), load (memory), checkpoint (disk), ava",
+    ),
 }
 
 

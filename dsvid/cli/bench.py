@@ -12,6 +12,7 @@ BENCHES = {
     "step": "forward and backward against transformers' VideoMAEForPreTraining",
     "load": "peak memory of loading a model in bf16, over its weights",
     "checkpoint": "seconds and bytes/s of saving, verifying and loading checkpoints, against the raw disk",
+    "ava": "mAP of 120 000 detections against a plain loop over images and classes",
 }
 
 

@@ -1,4 +1,4 @@
-"""`dsvid metrics views FILES…`: accuracy from the score files of a multi-view test, without a model."""
+"""`dsvid metrics`: numbers from files alone. `views FILES…` is here, `ava` in `metrics_ava`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import json
 from pathlib import Path
 from typing import Any
+
+from dsvid.cli import metrics_ava
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,10 +24,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        help="average probabilities (default) or logits")  # fmt: skip
     views.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the result here too")
     views.epilog = "example: dsvid metrics views 0.txt 1.txt --merge prob"
+    ava = kinds.add_parser(
+        "ava",
+        help="frame mAP at IoU 0.5 of AVA's csv files",
+        description="Score detections against ground truth by the rules of the original scripts.",
+        allow_abbrev=False,
+    )
+    metrics_ava.add_arguments(ava)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Merge and print."""
+    """The metric that was asked for."""
+    if args.metric == "ava":
+        metrics_ava.run(args)
+    else:
+        _run_views(args)
+
+
+def _run_views(args: argparse.Namespace) -> None:
     from dsvid.errors import DataError
     from dsvid.metrics.views import merge_files, score_files
 

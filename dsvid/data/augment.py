@@ -18,13 +18,15 @@ CROP_TRIES, ERASE_TRIES = 10, 100  # boxes drawn until one lies inside the frame
 SNAP = 3  # a crop side less than this many pixels from the wanted side is taken as the wanted side: no resize
 
 
-def resize(clip: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear with antialiasing, uint8 [T, H, W, 3] -> [T, height, width, 3]; within one level of PIL."""
+def resize(clip: Tensor, height: int, width: int, *, antialias: bool = True) -> Tensor:
+    """Bilinear, uint8 [T, H, W, 3] -> [T, height, width, 3]; within a level of PIL, without antialiasing of OpenCV."""
     if clip.shape[1:3] == (height, width):
         return clip
     # the permuted view is torch's channels-last layout, which has a uint8 kernel: no float copy, no transposition
     planes = clip.permute(0, 3, 1, 2)
-    out = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", align_corners=False, antialias=True)
+    out = torch.nn.functional.interpolate(
+        planes, (height, width), mode="bilinear", align_corners=False, antialias=antialias
+    )
     return out.permute(0, 2, 3, 1).contiguous()
 
 
@@ -134,6 +136,30 @@ def spatial_crop(clip: Tensor, size: int, crops: int, number: int) -> Tensor:
 def flip(clip: Tensor, probability: float, rng: np.random.Generator) -> Tensor:
     """Mirror left-right with the given probability; always draws one number, so that later draws do not shift."""
     return clip.flip(2) if rng.random() < probability else clip
+
+
+def shift_colour(clip: Tensor, hue: int, saturation: int, value: int) -> Tensor:
+    """Add to hue (of 180, wraps), saturation and value (0 to 255, clipped) of every pixel, as OpenCV's 8-bit HSV has
+    them; within two levels of it.
+    """
+    red, green, blue = clip.float().unbind(-1)
+    high = torch.maximum(torch.maximum(red, green), blue)
+    spread = high - torch.minimum(torch.minimum(red, green), blue)
+    safe = spread.clamp(min=1)
+    sector = torch.where(
+        high == red,
+        (green - blue) / safe,
+        torch.where(high == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    angle = ((30 * sector).round() + hue).remainder(180) / 30  # 8 bits hold whole steps of 2 degrees
+    share = ((255 * spread / high.clamp(min=1)).round() + saturation).clamp(0, 255) / 255
+    bright = (high + value).clamp(0, 255)
+    channels = []
+    for offset in (5, 3, 1):  # red, green, blue
+        place = (offset + angle).remainder(6)
+        fall = torch.minimum(torch.minimum(place, 4 - place), torch.ones_like(place)).clamp(min=0)
+        channels.append(bright * (1 - share * fall))
+    return torch.stack(channels, dim=-1).round().to(torch.uint8)
 
 
 def erase(

@@ -170,3 +170,19 @@ def test_erasing_has_its_probability_and_count():
         for s in range(50)
     ]
     assert max(covered) <= 0.53 and min(covered) < 0.45  # several boxes share the area, and may overlap
+
+
+def test_resizing_without_antialiasing_samples_between_four_pixels() -> None:
+    """OpenCV's rule: the centre of a pixel maps to (i + 1/2) * old / new - 1/2, held inside."""
+    clip = torch.randint(0, 256, (2, 36, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    rows, columns = (np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1) for old, new in ((36, 25), (64, 45)))
+    low_y, low_x = np.floor(rows).astype(int), np.floor(columns).astype(int)
+    dy, dx = (rows - low_y)[None, :, None, None], (columns - low_x)[None, None, :, None]
+    high_y, high_x = np.minimum(low_y + 1, 35), np.minimum(low_x + 1, 63)
+    values = clip.numpy().astype(float)
+    top = values[:, low_y][:, :, low_x] * (1 - dx) + values[:, low_y][:, :, high_x] * dx
+    bottom = values[:, high_y][:, :, low_x] * (1 - dx) + values[:, high_y][:, :, high_x] * dx
+    wanted = top * (1 - dy) + bottom * dy
+    ours = augment.resize(clip, 25, 45, antialias=False)
+    assert np.abs(ours.numpy() - wanted).max() <= 1.01
+    assert np.abs(augment.resize(clip, 25, 45).numpy() - wanted).max() > 10

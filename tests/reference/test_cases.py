@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import check_anomaly  # noqa: F401  registers its checkers
+import check_ava  # noqa: F401
 import check_backbones  # noqa: F401
 import check_finetuning  # noqa: F401
 import check_masks  # noqa: F401
