@@ -30,7 +30,18 @@ from dsvid.monitor import Monitor
 from dsvid.outcome import report
 from dsvid.pictures import frame_table, save_png
 from dsvid.recipe import load_recipe
-from dsvid.runtime import Ranks, agree_error, barrier, close_log, log, read_ranks, seed_everything, start_log, tolerated
+from dsvid.runtime import (
+    Ranks,
+    agree_error,
+    barrier,
+    close_log,
+    log,
+    on_first,
+    read_ranks,
+    seed_everything,
+    start_log,
+    tolerated,
+)
 from dsvid.state import State, go_back, make_state, save, save_unsaved
 from dsvid.stopping import EXIT_STOPPED, Stopped, Stopping, ignore_signals
 from dsvid.validation import publish_weights, test, validate
@@ -103,10 +114,12 @@ def work(job: Job, resume: str) -> None:
         checkpoint.check_continues(found, job.facts)
     step = found.step if found else 0
     start = read_start(job) if found is None and job.recipe.model.init else None  # before anything is written
-    if ranks.first:
+
+    def begin() -> None:
         checkpoint.remove_scratch(job.folder.checkpoints)
         job.folder.write_settings(job.recipe, job.config, ranks, {"resumed_step": step})
-    barrier()
+
+    on_first(ranks, job.device, "writing the settings", begin)
     stop.check()
     job.watch.enter("start: model")
     seed_everything(job.recipe.run.seed)
