@@ -11,6 +11,8 @@ import pytest
 
 from tests.distributed.conftest import free_port, rank_environment
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize(("world", "stage"), [(1, 0), (2, 3)])
 def test_every_arm_is_timed(world: int, stage: int, tmp_path: Path) -> None:

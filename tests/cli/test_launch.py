@@ -18,12 +18,15 @@ from dsvid.cli import launch, main
 from dsvid.errors import RecipeError
 from dsvid.supervisor import descendants
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "tests" / "launched" / "train.py"
 
 # What launchers do to the code and to signals, in a few lines each; real ones: tests/faults, tests/cluster.
 KEEPS = """
 import os, subprocess, sys, time
+
 world = int(sys.argv[1])
 ranks = [subprocess.Popen(sys.argv[2:], env={**os.environ, "RANK": r, "LOCAL_RANK": r, "WORLD_SIZE": str(world)})
          for r in map(str, range(world))]

@@ -15,6 +15,8 @@ import pytest
 from dsvid import checkpoint
 from tests.distributed.conftest import FP32, free_port, losses, rank_environment, words
 
+pytestmark = pytest.mark.long
+
 DRIVER = Path(__file__).with_name("killed_driver.py")
 IN_SAVE = ["write", "written", "manifest", "renamed", "pointed"]
 

@@ -16,6 +16,8 @@ import pytest
 from tests.distributed.conftest import FP32, ROOT, free_port, losses, words
 from tests.faults.conftest import saved_steps
 
+pytestmark = pytest.mark.long
+
 
 def deepspeed(out: Path, log: Path) -> subprocess.Popen[bytes]:
     """A run of two ranks as a user starts it: `deepspeed … dsvid/train.py …`."""

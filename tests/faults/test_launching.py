@@ -113,6 +113,7 @@ def test_f5_a_refused_requeue_is_said_and_the_code_stays(tools: Callable[[str, s
 # ---- F6: a signal to the launcher ----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "launcher",
     [
@@ -144,6 +145,7 @@ def test_f6_the_ranks_of_a_real_launcher_get_their_time(launcher: list[str], tmp
     assert len(list(out.glob("checkpoints/step-*/manifest.json"))) == 1
 
 
+@pytest.mark.long
 def test_f6_ranks_elsewhere_save_when_the_launcher_is_killed(tools: Callable[[str, str], Path], tmp_path: Path) -> None:
     """A rank beside the supervisor stands for another node; the launcher's child waits for it, as pdsh does."""
     out = tmp_path / "out"
@@ -168,6 +170,7 @@ def test_f6_ranks_elsewhere_save_when_the_launcher_is_killed(tools: Callable[[st
         process.kill()
 
 
+@pytest.mark.long
 def test_f6_only_what_carries_our_mark_is_ended_on_a_node(
     tools: Callable[[str, str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

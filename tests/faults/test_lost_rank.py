@@ -12,6 +12,8 @@ import pytest
 from tests.distributed.conftest import FP32, losses, words
 from tests.faults.conftest import Ended, fault, job, saved_steps, start, wait
 
+pytestmark = pytest.mark.long
+
 STEPS = 8
 HOST = platform.node()
 

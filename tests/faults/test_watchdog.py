@@ -12,6 +12,8 @@ import pytest
 from tests.distributed.conftest import FP32, words
 from tests.faults.conftest import Ended, fault, job, start, wait
 
+pytestmark = pytest.mark.long
+
 HOST = platform.node()
 LIMIT_S = 4
 
