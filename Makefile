@@ -29,9 +29,9 @@ demo: env
 test: env
 	$(BIN)/python -m pytest
 
-# What takes minutes: twenty kills, every pair of ZeRO stages for every change of ranks.
+# What takes minutes. SHORT=1: without twenty kills, and every pair of ZeRO stages for every change of ranks.
 test-long: env
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m "long$(if $(SHORT), and not slow)"
 
 # Two nodes and a Slurm, made of namespaces: root; installs Debian packages that are missing. SHORT=1: the half of it.
 test-cluster: env

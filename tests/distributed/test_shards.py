@@ -33,7 +33,7 @@ SAVED: list[tuple[int, list[str]]] = [
     (4, ["fp32-z0", "fp32-z1", "bf16-z2", "bf16-z3", "z3-small", "z1-bf16opt"]),
 ]
 EACH = [
-    pytest.param(case, world, marks=pytest.mark.long if number else [])
+    pytest.param(case, world, marks=[pytest.mark.long, pytest.mark.slow] if number else [])
     for number, (world, cases) in enumerate(SAVED)
     for case in cases
     if case in CASES + ODD
@@ -126,6 +126,7 @@ def test_the_rest_is_there_too(case: str, world: int, layouts: Layouts) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_reordered_gradients_are_read_in_their_own_order(layouts: Layouts) -> None:
     """round_robin_gradients shuffles the flat row: DeepSpeed's addresses in memory are wrong then, its files not."""
     shards = open_shards(layouts("z2-robin"))
@@ -292,6 +293,7 @@ def test_a_missing_file_is_named(case: str, layouts: Layouts, tmp_path: Path) ->
 
 
 @pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["bf16-z2", "bf16-z3"])
 def test_shards_of_another_world_size_are_not_mixed_in(case: str, layouts: Layouts, tmp_path: Path) -> None:
     folder = damaged(layouts, case, tmp_path, world=4)
@@ -308,6 +310,7 @@ def test_shards_of_another_world_size_are_not_mixed_in(case: str, layouts: Layou
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_the_model_s_file_of_another_world_size_is_seen(layouts: Layouts, tmp_path: Path) -> None:
     folder = damaged(layouts, "bf16-z2", tmp_path)
     shutil.copy(layouts("bf16-z2", 4) / "mp_rank_00_model_states.pt", folder)

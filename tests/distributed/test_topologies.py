@@ -174,6 +174,7 @@ def test_a_run_that_went_on_can_be_gone_on_with(saved: Saved, scratch: Path) -> 
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_every_pair_of_stages_for_every_change_of_ranks(saved: Saved, scratch: Path) -> None:
     """All 16 pairs for 2=2, 1 -> 2, 4 -> 2, 2 -> 1 and 2 -> 4."""
     pairs = list(itertools.product(STAGES, STAGES))
@@ -185,6 +186,7 @@ def test_every_pair_of_stages_for_every_change_of_ranks(saved: Saved, scratch: P
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_bf16_keeps_every_bit_of_the_fp32_state(scratch: Path) -> None:
     """Losses of bf16 are too noisy to prove anything; the state is compared bit by bit."""
     origins = train_sources(2, list(STAGES), scratch, bf16=True)

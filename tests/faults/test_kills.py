@@ -92,7 +92,7 @@ def test_a_run_survives_kills_inside_saves_and_between_them(tmp_path: Path) -> N
     must_survive(kills, tmp_path, "ds.zero_optimization.stage=3", steps=8)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_survives_twenty_kills(tmp_path: Path) -> None:
     rng = random.Random(0)
     kills = [["in save", what, n] for what in IN_SAVE for n in ((7, 31) if what == "write" else (1, 2))]
