@@ -56,7 +56,10 @@ class Watch:
         """Say what begins now."""
         now = time.monotonic()
         self.spent[self.phase] = self.spent.get(self.phase, 0.0) + now - self.since
+        patient = self.phase.startswith(LONG_PHASES)
         self.phase, self.since, self.entered = phase, now, self.entered + 1
+        if patient and self._thread is not None:
+            self._thread.arm()  # at once: what holds the interpreter next would leave the long timer standing
 
     def finish_step(self, step: int) -> int:
         """Count a finished optimizer step; returns it."""
@@ -118,10 +121,15 @@ class _Watchdog(threading.Thread):
                 left = self.watch.limit_of(self.limit_s, self.long_s) - (time.monotonic() - self.watch.since)
                 if left < 0:
                     self.give_up(f"nothing moved for {time.monotonic() - self.watch.since:.0f} s")
-                # The second tier: a timer in C, set again and again by this thread, which needs the GIL for it.
-                faulthandler.dump_traceback_later(max(left, 0.0) + SECOND_TIER_S, exit=True, file=self.file)
+                self.arm()
             if ticks % ASK_TICKS == 0 and self.roll.called():
                 self.answer()
+
+    def arm(self) -> None:
+        """Set the second tier: a timer in C, set again and again, because that needs the interpreter."""
+        if self.file is not None:
+            left = self.watch.limit_of(self.limit_s, self.long_s) - (time.monotonic() - self.watch.since)
+            faulthandler.dump_traceback_later(max(left, 0.0) + SECOND_TIER_S, exit=True, file=self.file)
 
     def stop(self) -> None:
         self.ended.set()
