@@ -208,12 +208,10 @@ def _make_room(checkpoints: Path, needed: int, keep_every: int) -> None:
     if shutil.disk_usage(checkpoints).free >= needed:
         return
     found = steps(checkpoints)
-    safe = next((path for path in found if _is_intact(path)), None)
-    # The damaged ones are the newer ones: they go before the older, which somebody might still want.
-    spare = [path for path in found if path != safe and not _is_milestone(path, keep_every)]
-    spare = [path for path in spare if safe is not None and path.name < safe.name] + [
-        path for path in reversed(spare) if safe is not None and path.name > safe.name
-    ]
+    safe = next((place for place, path in enumerate(found) if _is_intact(path)), len(found))
+    # From the end: first the damaged ones, which are newer than the first intact one, then the oldest.
+    spare = [path for path in found[safe + 1 :] + found[:safe] if not _is_milestone(path, keep_every)]
+    spare = spare if safe < len(found) else []
     while (free := shutil.disk_usage(checkpoints).free) < needed:
         if not spare:
             raise SaveFailed(

@@ -128,6 +128,7 @@ def work(job: Job, resume: str) -> None:
     stop.check()
     job.watch.enter("start: checkpoint")
     state = make_state(job, engine, found)
+    del found  # its files are mapped: what is mapped keeps its place on the disk when it is removed
     announce(job, state, step)
     try:
         finish(job, state, train(job, state, step))

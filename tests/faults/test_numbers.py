@@ -141,6 +141,7 @@ def test_going_back_gives_the_very_state_of_the_checkpoint(ended: Ended, scratch
     assert "OutOfMemoryError" in again.output("fails", 1)
     for stage in (2, 3):
         assert again.codes(f"again-{stage}") == [0, 0]
+        assert "MAPPED" not in again.outputs[0] + again.outputs[1], "a removed checkpoint would keep its place"
         for rank in range(2):
             (line,) = [line for line in ended.output(f"back-{stage}", rank).splitlines() if line.startswith("LOADED")]
             assert line.endswith(" True") and int(line.split()[2]) > 100, line
