@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.conftest import free_port, rank_environment
+from tests.distributed.conftest import finish, launch, must_succeed
 
 pytestmark = pytest.mark.long
 
@@ -19,18 +18,8 @@ def test_every_arm_is_timed(world: int, stage: int, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     words = ["bench", "checkpoint", "--arch", "vit_micro", "--stage", str(stage), "--repeats", "2"]
     words += ["--scratch", str(tmp_path / "disk"), "--json", str(tmp_path / "result.json")]
-    port = free_port()
-    ranks = [
-        subprocess.Popen([sys.executable, "-m", "dsvid", *words], env=rank_environment(rank, world, port),
-                         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for rank in range(world)
-    ]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=200)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0] * world, outputs[0][-2000:]
+    ended = finish(launch(world, [sys.executable, "-m", "dsvid", *words], tmp_path), timeout=200)
+    must_succeed(ended)
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["ranks"], result["stage"], result["arch"]) == (world, stage, "vit_micro")
     arms = {"write", "save", "read", "hash", "verify", "load"}
@@ -39,4 +28,4 @@ def test_every_arm_is_timed(world: int, stage: int, tmp_path: Path) -> None:
     # 0.8 M parameters: fp32 masters and two moments, and the bf16 weights
     assert result["bytes"] > 800_000 * 12
     assert result["ratios"]["save / write"] == pytest.approx(result["seconds"]["save"] / result["seconds"]["write"])
-    assert "x write" in outputs[0] and list((tmp_path / "disk").iterdir()) == []
+    assert "x write" in ended[0][1] and list((tmp_path / "disk").iterdir()) == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from dsvid.data.feature_files import KEYS, read_arrays
 from dsvid.models.spec import ModelSpec, build_model
 from dsvid.weights import load_model
 from dsvid.weights.folder import write_folder
+from tests.distributed.conftest import finish, launch, must_succeed
 
 SPEC = ModelSpec("classify", "vit_micro", 4, 16, num_classes=3)
 INPUT = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "sampling_rate": 2}
@@ -209,22 +209,10 @@ def test_a_missing_list_and_missing_weights(place: Path, capsys: pytest.CaptureF
 
 
 def test_two_ranks_share_the_list(place: Path) -> None:
-    import os
-
     words = [sys.executable, "-m", "dsvid", "features", str(place / "list.txt"), "--weights", str(place / "w")]
-    ranks = [
-        subprocess.Popen(
-            [*words, "--out", str(place / "f"), "--workers", "0"],
-            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=200)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], outputs
+    ended = finish(launch(2, [*words, "--out", str(place / "f"), "--workers", "0"], place))
+    must_succeed(ended)
+    outputs = [output for _, output in ended]
     assert "2 videos written" in outputs[0] and "[rank 1] features  1 videos written" in outputs[1]
     assert call(place, out="alone") == 0
     for name in ("a/v", "b/v", "b/w"):

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster import nodes as cluster
 from tests.cluster import slurm as scheduler
-from tests.distributed.conftest import FP32, must_succeed, start_ranks, words
+from tests.distributed.conftest import FP32, finish, must_succeed, start_ranks, words
 
 HERE = Path(__file__).parent
 STEPS = 24
@@ -49,8 +49,7 @@ def one_node(tmp_path_factory: pytest.TempPathFactory, clips: str) -> dict[int, 
     """Run folders of two ranks on this machine, by ZeRO stage: never interrupted, never launched by anything."""
     scratch = tmp_path_factory.mktemp("one-node")
     outs = {stage: scratch / f"z{stage}" for stage in (2, 3)}
-    ranks = start_ranks(2, [training(out, stage) for stage, out in outs.items()], scratch)
-    must_succeed([(process.wait(timeout=400), process.stdout.read()) for process in ranks])  # type: ignore[union-attr]
+    must_succeed(finish(start_ranks(2, [training(out, stage) for stage, out in outs.items()], scratch), timeout=400))
     return outs
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,15 +52,14 @@ def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
     }
 
 
-def start_ranks(world: int, jobs: list[list[str]], scratch: Path) -> list[subprocess.Popen[str]]:
-    jobs_file = scratch / f"jobs-{world}-{free_port()}.json"
-    jobs_file.write_text(json.dumps(jobs))
+def launch(world: int, words: list[str], cwd: Path, **environment: str) -> list[subprocess.Popen[str]]:
+    """The same command once for each rank of a node, as a launcher would start it; `finish` must follow."""
     port = free_port()
     return [
         subprocess.Popen(
-            [sys.executable, str(DRIVER), str(jobs_file)],
-            env=rank_environment(rank, world, port),
-            cwd=scratch,
+            words,
+            env=rank_environment(rank, world, port) | environment,
+            cwd=cwd,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -68,22 +68,32 @@ def start_ranks(world: int, jobs: list[list[str]], scratch: Path) -> list[subpro
     ]
 
 
+def finish(ranks: list[subprocess.Popen[str]], timeout: float = 300) -> list[tuple[int, str]]:
+    """(exit code, output) of each rank; none is left, whatever happens.
+
+    All are read at once: a rank whose pipe is full would keep the others waiting.
+    """
+    try:
+        with ThreadPoolExecutor(len(ranks)) as readers:
+            outputs = list(readers.map(lambda process: process.communicate(timeout=timeout)[0], ranks))
+    finally:
+        for process in ranks:
+            process.kill()
+    return [(process.returncode, output) for process, output in zip(ranks, outputs, strict=True)]
+
+
+def start_ranks(world: int, jobs: list[list[str]], scratch: Path) -> list[subprocess.Popen[str]]:
+    jobs_file = scratch / f"jobs-{world}-{free_port()}.json"
+    jobs_file.write_text(json.dumps(jobs))
+    return launch(world, [sys.executable, str(DRIVER), str(jobs_file)], scratch)
+
+
 @pytest.fixture()
 def run_ranks(tmp_path: Path) -> Callable[..., list[tuple[int, str]]]:
     """run_ranks(world, [argv, …]) -> [(exit code, output)] of each rank; the ranks run the jobs one after the other."""
 
     def run(world: int, jobs: list[list[str]], timeout: float = 300) -> list[tuple[int, str]]:
-        ranks = start_ranks(world, jobs, tmp_path)
-        results = []
-        for process in ranks:
-            try:
-                output, _ = process.communicate(timeout=timeout)
-            except subprocess.TimeoutExpired:
-                for other in ranks:
-                    other.kill()
-                raise
-            results.append((process.returncode, output))
-        return results
+        return finish(start_ranks(world, jobs, tmp_path), timeout)
 
     return run
 
@@ -111,6 +121,5 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for kind, more in (("fp32", [FP32]), ("bf16", []))
         for stage in range(4)
     ]
-    ranks = start_ranks(2, jobs, scratch)
-    must_succeed([(process.wait(timeout=400), process.stdout.read()) for process in ranks])  # type: ignore[union-attr]
+    must_succeed(finish(start_ranks(2, jobs, scratch), timeout=400))
     return scratch

@@ -22,7 +22,7 @@ from dsvid.weights.card import Card
 from dsvid.weights.consolidate import consolidate
 from dsvid.weights.export import write_dsvid
 from dsvid.weights.load import load_model
-from tests.distributed.conftest import ROOT, free_port, must_succeed, rank_environment
+from tests.distributed.conftest import ROOT, finish, launch, must_succeed
 
 
 @pytest.mark.parametrize("run", [f"{kind}-z{stage}" for kind in ("fp32", "bf16") for stage in range(4)])
@@ -116,18 +116,8 @@ def test_the_engine_resumes_only_what_verifies(copy: Path) -> None:
 def frozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks train an encoder whose first half rests, at each stage; z0.pt … z3.pt are what the engine holds."""
     out = tmp_path_factory.mktemp("frozen")
-    port = free_port()
     command = [sys.executable, str(Path(__file__).with_name("partly_frozen.py")), str(out)]
-    ranks = [
-        subprocess.Popen(command, env=rank_environment(rank, 2, port), stdout=subprocess.PIPE,
-                         stderr=subprocess.STDOUT, text=True)
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        must_succeed([(process.wait(timeout=300), process.stdout.read()) for process in ranks])  # type: ignore[union-attr]
-    finally:
-        for process in ranks:
-            process.kill()
+    must_succeed(finish(launch(2, command, out)))
     return out
 
 

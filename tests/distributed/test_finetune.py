@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dsvid.data import builtin
 from dsvid.weights.consolidate import consolidate
-from tests.distributed.conftest import FP32, ZERO2, must_succeed, start_ranks
+from tests.distributed.conftest import FP32, ZERO2, finish, must_succeed, start_ranks
 
 Ranks = Callable[..., list[tuple[int, str]]]
 DECAY = 0.7
@@ -68,8 +68,7 @@ def runs(lists: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in (0, 2, 3):
         jobs.append(job(scratch / f"rest-z{stage}", lists, *rest, FP32, f"ds.zero_optimization.stage={stage}"))
     jobs.append(job(scratch / "probe", lists, "model.linear_probe=true", FP32))
-    ranks = start_ranks(2, jobs, scratch)
-    must_succeed([(process.wait(timeout=500), process.stdout.read()) for process in ranks])  # type: ignore[union-attr]
+    must_succeed(finish(start_ranks(2, jobs, scratch), timeout=500))
     return scratch
 
 

@@ -7,7 +7,6 @@ import math
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from dsvid.cli import main
 from dsvid.errors import CheckpointError
 from dsvid.weights.consolidate import consolidate
 from dsvid.weights.shards import open_shards
-from tests.distributed.conftest import free_port, must_succeed, rank_environment
+from tests.distributed.conftest import finish, launch, must_succeed
 
 CASES = [f"{kind}-z{stage}" for kind in ("fp32", "bf16") for stage in range(4)] + ["z3-small", "z0-flat"]
 ODD = ["z3-kept", "z2-offload", "z3-offload", "z1-bf16opt"]
@@ -42,19 +41,8 @@ FEW = ["bf16-z0", "bf16-z2", "bf16-z3"]
 
 
 def make(out: Path, world: int, cases: list[str]) -> None:
-    port = free_port()
     command = [sys.executable, str(Path(__file__).with_name("many_layouts.py")), str(out), *cases]
-    ranks = [
-        subprocess.Popen(command, env=rank_environment(rank, world, port), stdout=subprocess.PIPE,
-                         stderr=subprocess.STDOUT, text=True)
-        for rank in range(world)
-    ]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=300)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    must_succeed([(process.returncode, output) for process, output in zip(ranks, outputs, strict=True)])
+    must_succeed(finish(launch(world, command, out)))
 
 
 class Layouts:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 from dsvid.weights.shards import KINDS, open_shards
-from tests.distributed.conftest import free_port, must_succeed, rank_environment
+from tests.distributed.conftest import finish, launch, must_succeed
 
 DRIVER = Path(__file__).with_name("topologies.py")
 STAGES = range(4)
@@ -25,20 +24,11 @@ OFFLOAD_TOO = {"offload_param": {"device": "cpu"}}
 
 
 def start(world: int, jobs: list[dict[str, Any]], scratch: Path) -> list[dict[str, Any]]:
-    port = free_port()
-    (scratch / f"{port}.json").write_text(json.dumps(jobs))
-    words = [sys.executable, str(DRIVER), str(scratch / f"{port}.json"), str(scratch / f"{port}.result.json")]
-    ranks = [
-        subprocess.Popen(words, env=rank_environment(rank, world, port), stdout=subprocess.PIPE,
-                         stderr=subprocess.STDOUT, text=True)
-        for rank in range(world)
-    ]  # fmt: skip
-    try:
-        must_succeed([(process.wait(timeout=500), process.stdout.read()) for process in ranks])  # type: ignore[union-attr]
-    finally:
-        for process in ranks:
-            process.kill()
-    return list(json.loads((scratch / f"{port}.result.json").read_text()))
+    name = f"jobs-{len(list(scratch.iterdir()))}"
+    (scratch / f"{name}.json").write_text(json.dumps(jobs))
+    command = [sys.executable, str(DRIVER), str(scratch / f"{name}.json"), str(scratch / f"{name}.result.json")]
+    must_succeed(finish(launch(world, command, scratch), timeout=500))
+    return list(json.loads((scratch / f"{name}.result.json").read_text()))
 
 
 @pytest.fixture(scope="module")

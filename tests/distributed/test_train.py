@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +15,10 @@ from tests.distributed.conftest import (
     FP32,
     ROOT,
     ZERO2,
-    free_port,
+    finish,
+    launch,
     losses,
     must_succeed,
-    rank_environment,
     words,
 )
 
@@ -155,17 +154,9 @@ def test_fine_tuning_from_a_run_tests_itself_and_eval_agrees_on_one_and_two_rank
     tested = json.loads((out / "test" / "result.json").read_text())
     assert tested["videos"] == 400 and tested["unreadable"] == 0
     command = [sys.executable, "-m", "dsvid", "eval", "--weights", str(out / "weights"), "--recipe", "demo_finetune"]
-    port = free_port()
+    settings.remove("run.max_steps=4")
     for world in (1, 2):
-        ranks = [
-            subprocess.Popen(
-                [*command, "--out", str(tmp_path / f"eval{world}"), *(w for w in settings if "max_steps" not in w)],
-                env=rank_environment(rank, world, port),
-                cwd=ROOT,
-            )
-            for rank in range(world)
-        ]
-        assert [process.wait(timeout=300) for process in ranks] == [0] * world
+        must_succeed(finish(launch(world, [*command, "--out", str(tmp_path / f"eval{world}"), *settings], ROOT)))
     results = [json.loads((tmp_path / f"eval{world}" / "result.json").read_text()) for world in (1, 2)]
     assert results[0] == results[1]
     assert results[0]["top1"] == pytest.approx(tested["top1"], abs=0.5)

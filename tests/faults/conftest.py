@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.distributed.conftest import free_port, rank_environment
+from tests.distributed.conftest import finish, free_port, launch
 
 DRIVER = Path(__file__).with_name("driver.py")
 
@@ -42,31 +42,14 @@ class Ended:
 def start(
     world: int, jobs: list[dict[str, Any]], scratch: Path, *, driver: Path = DRIVER, **environment: str
 ) -> list[subprocess.Popen[str]]:
-    port = free_port()
-    jobs_file = scratch / f"jobs-{port}.json"
+    jobs_file = scratch / f"jobs-{free_port()}.json"
     jobs_file.write_text(json.dumps(jobs))
-    return [
-        subprocess.Popen(
-            [sys.executable, "-u", str(driver), str(jobs_file)],
-            env=rank_environment(rank, world, port) | environment,
-            cwd=scratch,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
+    return launch(world, [sys.executable, "-u", str(driver), str(jobs_file)], scratch, **environment)
 
 
 def wait(ranks: list[subprocess.Popen[str]], timeout: float = 200) -> Ended:
-    outputs = []
-    try:
-        for process in ranks:
-            outputs.append(process.communicate(timeout=timeout)[0])
-    finally:
-        for process in ranks:
-            process.kill()
-    return Ended([process.returncode for process in ranks], outputs)
+    codes, outputs = zip(*finish(ranks, timeout), strict=True)
+    return Ended(list(codes), list(outputs))
 
 
 def saved_steps(out: Path) -> list[int]:

@@ -3,7 +3,7 @@
 A fault: {"rank", "phase", "count", "do"}: when `rank` enters `phase` for the `count`-th time, a signal to itself
 ("SIGTERM"), to its loader process ("kill-worker"), a sleep of some seconds ("sleep 5"), or one that holds the GIL
 ("hold 60"). Phase "loader": the `count`-th item never comes, and SIGTERM follows half a second later. "times 5": every
-such phase takes five times longer than it does by itself.
+such phase takes five times longer than it does by itself, and at least `LEAST_S` longer: the noise of a busy machine.
 """
 
 import ctypes
@@ -23,6 +23,7 @@ from dsvid.train import main
 from dsvid.watchdog import Watch
 
 RANK = int(os.environ["RANK"])
+LEAST_S = 0.2
 plain_enter, plain_iter = Watch.enter, loader.TrainLoader.__iter__
 
 
@@ -48,7 +49,7 @@ def plant(faults: list[dict[str, Any]]) -> None:
     def enter(self: Watch, phase: str) -> None:
         for fault in mine:
             if fault["phase"] == self.phase and fault["do"].startswith("times "):
-                time.sleep(float(fault["do"].split()[1]) * (time.monotonic() - self.since))
+                time.sleep(max(LEAST_S, float(fault["do"].split()[1]) * (time.monotonic() - self.since)))
         plain_enter(self, phase)
         seen[phase] += 1
         for fault in mine:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from dsvid import checkpoint
-from tests.distributed.conftest import FP32, free_port, losses, rank_environment, words
+from tests.distributed.conftest import FP32, finish, free_port, launch, losses, words
 
 pytestmark = pytest.mark.long
 
@@ -23,29 +22,15 @@ IN_SAVE = ["write", "written", "manifest", "renamed", "pointed"]
 
 def live(out: Path, ids: Path, kill: list[Any], *more: str, steps: int) -> list[int]:
     """One life of two ranks; both are killed at the same instant, or by rank 0's death. The exit codes."""
-    port = free_port()
-    plan = out.parent / f"plan-{port}.json"
+    plan = out.parent / f"plan-{free_port()}.json"
     argv = words(out, FP32, "run.save_every=2", "run.keep=2", *more, steps=steps)
     plan.write_text(json.dumps({"argv": argv, "ids": str(ids), "kill": kill}))
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(DRIVER), str(plan)], env=rank_environment(rank, 2, port), cwd=out.parent,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    codes, outputs = [], []
-    try:
-        for process in ranks:
-            outputs.append(process.communicate(timeout=200)[0])
-            codes.append(process.returncode)
-    finally:
-        for process in ranks:
-            process.kill()
+    ended = finish(launch(2, [sys.executable, str(DRIVER), str(plan)], out.parent), timeout=200)
+    codes, (said, _) = [code for code, _ in ended], [output for _, output in ended]
     if kill == ["never"]:
-        assert codes == [0, 0], outputs[0][-3000:]
+        assert codes == [0, 0], said[-3000:]
     else:
-        assert -9 in codes and all(code in (-9, 1) for code in codes), (kill, codes, outputs[0][-3000:])
+        assert -9 in codes and all(code in (-9, 1) for code in codes), (kill, codes, said[-3000:])
     return codes
 
 
