@@ -31,6 +31,10 @@ MARK = "PYTHON_DSVID_LAUNCH"
 POLL_S = 0.1
 LINGER_S = 5.0  # for what is no rank and outlives the launcher
 REMOTE_S = 30  # ranks on other nodes end by themselves when the connection breaks, or are ended after this
+# A node without power answers nothing, and pdsh would wait for its ssh for ever. pdsh splits this at spaces; of an
+# option that is given twice ssh takes the first, so the user's own come before.
+PDSH_SSH = "PDSH_SSH_ARGS_APPEND"
+SSH_ALIVE = "-o ServerAliveInterval=10 -o ServerAliveCountMax=3"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -245,6 +249,8 @@ def launch(
     # A launcher that inherited a rank's place would be taken for that rank.
     drop = () if rank_itself else ("RANK", "LOCAL_RANK")
     environment = {name: value for name, value in os.environ.items() if name not in drop}
+    if hosts:
+        environment[PDSH_SSH] = f"{environment.get(PDSH_SSH, '')} {SSH_ALIVE}".strip()
     for attempt in range(restarts + 1):
         before = run.newest_step() if run else -1
         code = Supervisor(words, environment, request, run, grace_s, rank_itself, keeps_code, hosts, ssh_port).watch()

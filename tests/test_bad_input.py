@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from deepspeed.accelerator import get_accelerator
 
 from dsvid import engine, train
 
@@ -52,7 +53,6 @@ def mistake(capsys: pytest.CaptureFixture[str], out: Path, *words: str, config: 
         (["modle.arch=vit_base"], "did you mean"),
         (["run.max_step=3"], "run.max_steps"),
         (["ds.zero_optimization.stge=3"], "zero_optimization.stage"),
-        (["ds.fp16.enabled=true", "ds.bf16.enabled=false"], "does not support fp16"),
         (["ds.scheduler.type=WarmupLR", "optim.layer_decay=0.9"], "WarmupLR"),
         (["nonsense"], "section.key=value"),
         (["--recipe", "demo_pretrane"], "demo_pretrain"),
@@ -61,6 +61,13 @@ def mistake(capsys: pytest.CaptureFixture[str], out: Path, *words: str, config: 
 )
 def test_wrong_values(words: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert expected in mistake(capsys, tmp_path / "out", *words)
+
+
+def test_a_precision_that_the_device_does_not_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if get_accelerator().is_fp16_supported():
+        pytest.skip("this device has fp16")
+    words = ["ds.fp16.enabled=true", "ds.bf16.enabled=false"]
+    assert "does not support fp16" in mistake(capsys, tmp_path / "out", *words)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,9 @@ def place(tmp_path: Path) -> Path:
         write_video(tmp_path / name, frames)
     (tmp_path / "list.txt").write_text("a/v.mp4\nb/v.mp4\nb/w.mp4\n")
     described = {"model": SPEC.to_config(), "input": INPUT, "labels": [], "trained": {}}
-    state = {name: tensor + 0.1 for name, tensor in build_model(SPEC, seed=3).state_dict().items()}
+    draws = torch.Generator().manual_seed(4)  # no constant: its sums would cancel, and rounding show in the third digit
+    plain = build_model(SPEC, seed=3).state_dict()
+    state = {name: tensor + 0.05 * torch.randn(tensor.shape, generator=draws) for name, tensor in plain.items()}
     write_folder(tmp_path / "w", state, described)
     return tmp_path
 
@@ -134,7 +136,9 @@ def test_features_made_otherwise_do_not_mix(change: list[str], place: Path, caps
 
 
 def test_another_family_does_not_mix(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    state = {name: tensor + 0.1 for name, tensor in build_model(SPEC, seed=3).state_dict().items()}
+    draws = torch.Generator().manual_seed(4)  # no constant: its sums would cancel, and rounding show in the third digit
+    plain = build_model(SPEC, seed=3).state_dict()
+    state = {name: tensor + 0.05 * torch.randn(tensor.shape, generator=draws) for name, tensor in plain.items()}
     torch.save({"module": state}, place / "w.pth")
     words = ["features", str(place / "list.txt"), "--weights", str(place / "w.pth"), "--out", str(place / "f"),
              "--workers", "0", "num_frames=4", "image_size=16"]  # fmt: skip
@@ -217,7 +221,7 @@ def test_two_ranks_share_the_list(place: Path) -> None:
     assert call(place, out="alone") == 0
     for name in ("a/v", "b/v", "b/w"):
         one, two = (read_arrays(place / out / f"{name}.npz")[0] for out in ("f", "alone"))
-        np.testing.assert_allclose(one["features"], two["features"], atol=1e-6)
+        np.testing.assert_allclose(one["features"], two["features"], atol=1e-5)  # in batches of other sizes
 
 
 def test_a_folder_of_frames_has_no_seconds(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,17 +53,28 @@ def one_node(tmp_path_factory: pytest.TempPathFactory, clips: str) -> dict[int, 
     return outs
 
 
-@pytest.fixture(scope="session")
-def nodes(tmp_path_factory: pytest.TempPathFactory, clips: str) -> Iterator[cluster.Nodes]:
-    """Two nodes with ssh between them."""
+def made_nodes(folder: Path, clips: str) -> Iterator[cluster.Nodes]:
     if reason := cluster.missing():
         pytest.skip(reason)
-    made = cluster.make_nodes(tmp_path_factory.mktemp("nodes"))
+    folder.mkdir(exist_ok=True)
+    made = cluster.make_nodes(folder)
     try:
         made.write_environment(f"OMP_NUM_THREADS=1\nDSVID_CACHE={clips}\nDSVID_MARK_OF_THE_TEST=1 two,three\n")
         yield made
     finally:
         cluster.end_nodes(made)
+
+
+@pytest.fixture(scope="session")
+def nodes(tmp_path_factory: pytest.TempPathFactory, clips: str) -> Iterator[cluster.Nodes]:
+    """Two nodes with ssh between them."""
+    yield from made_nodes(tmp_path_factory.mktemp("nodes"), clips)
+
+
+@pytest.fixture()
+def own_nodes(tmp_path: Path, clips: str) -> Iterator[cluster.Nodes]:
+    """Two nodes that one test may damage."""
+    yield from made_nodes(tmp_path / "nodes", clips)
 
 
 @pytest.fixture()

@@ -142,6 +142,18 @@ class Node:
         names = ("deepspeed", "torchrun", "torch.distributed", "pdsh", "train.py", "dsvid launch")
         return self.processes(lambda _, command: any(name in command for name in names) and "slurm" not in command)
 
+    def cable(self, state: str) -> None:
+        """Cut the node's cable ("down"), or put it back ("up"); what runs goes on, and hears nothing."""
+        enter = ["nsenter", "--target", str(self.keeper.pid), "--net"]
+        subprocess.run([*enter, "ip", "link", "set", "eth0", state], check=True)
+
+    def power_off(self) -> None:
+        """End the node and everything in it at once."""
+        self.keeper.send_signal(
+            signal.SIGKILL
+        )  # --kill-child takes the first process along, and with it the whole node
+        self.keeper.wait()
+
     def supervisor(self) -> int:
         """Host number of the one `dsvid launch` of this node."""
         (pid,) = self.processes(lambda env, command: "-m dsvid launch" in command and "RANK" not in env)
@@ -186,6 +198,8 @@ def make_nodes(folder: Path) -> Nodes:
         for node in nodes.both:
             enter = ["nsenter", "--target", str(node.keeper.pid), "--net", "ip"]
             subprocess.run([*enter, "addr", "add", f"{node.address}/24", "dev", "eth0"], check=True)
+            # also on lo: eth0 goes with the other node, and a node must reach itself all the same
+            subprocess.run([*enter, "addr", "add", f"{node.address}/32", "dev", "lo"], check=True)
             subprocess.run([*enter, "link", "set", "eth0", "up"], check=True)
         for node in nodes.both:
             for other in names:
@@ -203,10 +217,7 @@ def end_nodes(nodes: Nodes) -> None:
         if node.first:
             with suppress(OSError):
                 spaces.append(os.readlink(f"/proc/{node.first}/ns/pid"))
-        node.keeper.send_signal(
-            signal.SIGKILL
-        )  # --kill-child takes the first process along, and with it the whole node
-        node.keeper.wait()
+        node.power_off()
     for process in (process for node in nodes.both for process in node.started):
         process.wait(timeout=20)
 

@@ -106,6 +106,41 @@ def test_dsvid_launch_keeps_the_save_that_deepspeed_would_lose(
     must_be_the_run_of_one_node(out, one_node[2])
 
 
+def test_a_node_without_cable_or_power_ends_the_run_with_its_name(
+    own_nodes: Nodes, one_node: dict[int, Path], tmp_path: Path
+) -> None:
+    """The cable is cut, then put back for the second start; the power goes; the other node ends the run alone."""
+    nodes, (first, second) = own_nodes, own_nodes.both
+    out, there = tmp_path / "out", {"PYTHONPATH": str(ROOT)}
+
+    def start(name: str, hostfile: Path) -> tuple[subprocess.Popen[str], Path]:
+        log = tmp_path / name
+        command = [*LAUNCH, "deepspeed", "--hostfile", str(hostfile), TRAIN, *training(out, 2), "run.watchdog_s=8"]
+        return first.start(command, cwd=tmp_path, log=log, environment=there), log
+
+    process, log = start("cut", nodes.hostfile)
+    wait_until(lambda: steps(out) >= 8 or process.poll() is not None, 150, "step 8")
+    second.cable("down")
+    # nothing tells of it but that nothing moves; then ssh gives up, and the other node is asked once more, in vain
+    wait_until(lambda: process.poll() is not None and not nodes.left(), 8 + 10 + 40 + 40, "both nodes to end")
+    said = log.read_text()
+    assert process.returncode not in (0, 2, 75) and "rank 1 on node2 did not answer" in said, said[-3000:]
+    second.cable("up")
+
+    process, log = start("off", nodes.hostfile)
+    wait_until(lambda: steps(out) >= 14 or process.poll() is not None, 150, "step 14")
+    second.power_off()
+    wait_until(lambda: process.poll() is not None and not first.of_the_launch(), 30 + 40, "the first node to end")
+    said = log.read_text()
+    assert "resume    from step" in said and "node2" in said and process.returncode not in (0, 2, 75), said[-3000:]
+
+    alone = tmp_path / "hostfile"
+    alone.write_text("node1 slots=1\n")
+    process, log = start("alone", alone)
+    end(process, log, 0)
+    assert losses(out) == pytest.approx(losses(one_node[2]), abs=2e-6)
+
+
 @pytest.mark.slow
 def test_without_ssh_and_with_torchrun(
     nodes: Nodes, both: Both, one_node: dict[int, Path], clips: str, tmp_path: Path

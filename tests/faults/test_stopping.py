@@ -46,7 +46,7 @@ def ended(scratch: Path) -> Ended:
         job("start", run("start"), fault(1, "start: model", 1, "SIGTERM")),
         job("file", run("file"), fault(0, "forward", 2, "sleep 2.5")),
         job("file-again", run("file")),
-        job("time", run("time", "run.max_time=1s")),
+        job("time", run("time", "run.max_time=1s"), fault(1, "forward", 2, "sleep 1.2")),
         job("validation", tune, fault(1, "val forward", 2, "SIGTERM")),
         job("validation-again", tune),
     ]
