@@ -74,10 +74,14 @@ def run(args: argparse.Namespace) -> None:
     from dsvid.cli.overrides import model_overrides
     from dsvid.data.decode import quiet_decoders
     from dsvid.data.stream import open_stream
+    from dsvid.overlay.text import check_font, drawable
     from dsvid.predict.weights import open_predictor
     from dsvid.runtime import pick_device, read_ranks
     from dsvid.show import show
 
+    drawn = {suffix.lstrip("."): path for suffix, path in outputs.items() if suffix != ".json"}
+    if drawn:
+        check_font()
     quiet_decoders()
     overrides = model_overrides(args.overrides)
     with open_stream(args.video) as stream:
@@ -92,14 +96,16 @@ def run(args: argparse.Namespace) -> None:
         device = pick_device(read_ranks())
         predictor.objective.to(device)
         timeline = predict(args, stream, predictor, device)
-        for note in timeline.notes:
+        notes = list(timeline.notes)
+        if drawn and any(drawable(name) != name for name in predictor.names.names):
+            notes.append("names are drawn in Latin letters without accents; DSVID_FONT=FILE.ttf draws others")
+        for note in notes:
             print(f"note: {note}", file=sys.stderr)
         if not outputs:
             print(timeline.table())
             return
         if ".json" in outputs:
             write_json(outputs[".json"], {**timeline.to_json(), "weights": str(args.weights)})
-        drawn = {suffix.lstrip("."): path for suffix, path in outputs.items() if suffix != ".json"}
         if drawn:
             show(timeline, stream, **drawn, watched=progress("draw", stream.frames))
     for path in outputs.values():
@@ -166,13 +172,10 @@ def check_outputs(paths: list[Path], video: Path) -> dict[str, Path]:
             raise DataError(
                 f"-o {path} is {'a folder' if path.is_dir() else 'the video itself'}", expected="a new file"
             )
-        folder = path.absolute().parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"-o {path} cannot be written", found=error.strerror or str(error)) from error
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise DataError(f"-o {path} cannot be written", found=f"no permission in {folder}")
+        folder = next(each for each in path.absolute().parents if each.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            why = "no permission" if folder.is_dir() else "a file"
+            raise DataError(f"-o {path} cannot be written", found=f"{folder}: {why}", expected="a folder to write into")
         outputs[suffix] = path
     return outputs
 

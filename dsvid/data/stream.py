@@ -90,7 +90,7 @@ class VideoStream:
         while begin is not None:
             try:
                 for number, frame in self._source.decode_from(begin):
-                    if number > self.reached:
+                    if number >= max(begin, self.reached + 1):  # not what an open group shows before it
                         picture = frame.to_ndarray(width=stored[0], height=stored[1], format="rgb24")
                         self.reached = number
                         yield number, np.ascontiguousarray(np.rot90(picture, self._turns))

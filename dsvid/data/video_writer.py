@@ -28,7 +28,10 @@ class VideoWriter:
         rate = Fraction(fps).limit_denominator(1001)
         # a picture two seconds after the last key frame at most, so that players can jump
         options = {"crf": str(CRF), "preset": "veryfast", "g": str(max(1, round(2 * fps)))}
-        self._stream = container.add_stream("libx264", rate=rate, options=options)
+        try:
+            self._stream = container.add_stream("libx264", rate=rate, options=options)
+        except ValueError as error:  # an FFmpeg of the system's, built without it
+            raise DataError("PyAV has no H.264 encoder (libx264)", found=str(error), fix="pip install av") from error
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         context = self._stream.codec_context
         context.time_base = Fraction(1, TICKS)
@@ -53,10 +56,18 @@ class VideoWriter:
 
 @contextmanager
 def open_writer(path: Path, fps: float, width: int, height: int) -> Iterator[VideoWriter]:
-    """Write `path`; whoever publishes it renames it. Its index comes first, so that players start at once."""
+    """Write `path`; whoever publishes it renames it. Its index comes first, so that players start at once.
+
+    Raises DataError where the pictures cannot be encoded, OSError where the file cannot be written.
+    """
     import av
 
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        writer = VideoWriter(container, fps, width, height)
-        yield writer
-        writer.finish()
+    try:
+        with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            writer = VideoWriter(container, fps, width, height)
+            yield writer
+            writer.finish()
+    except av.FFmpegError as error:
+        if isinstance(error, OSError):
+            raise
+        raise DataError(f"{width} x {height} pixels cannot be encoded as H.264", found=str(error)) from error

@@ -7,7 +7,18 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from dsvid.overlay.painter import Curve, spread
-from dsvid.overlay.text import DARK, GREY, LIGHT, Colour, colour_of, font_of, font_size, line_height, shortened
+from dsvid.overlay.text import (
+    DARK,
+    GREY,
+    LIGHT,
+    Colour,
+    colour_of,
+    font_size,
+    line_height,
+    shortened,
+    text_width,
+    write,
+)
 from dsvid.timeline import Clip, ClipTimeline, Score
 
 CURVES = 4
@@ -76,9 +87,9 @@ class ClipPainter:
         draw.rectangle((x1, y2 - 3, x2, y2 - 1), fill=(70, 72, 76))
         draw.rectangle((x1, y2 - 3, x1 + (x2 - x1) * min(max(score.score, 0.0), 1.0), y2 - 1), fill=colour)
         middle = (y1 + y2 - 4) / 2
-        draw.text((x2, middle), number, fill=LIGHT, font=font_of(size), anchor="rm")
-        room = round(x2 - x1 - font_of(size).getlength("100%") - size / 2)
-        draw.text((x1, middle), shortened(score.name, size, room), fill=LIGHT, font=font_of(size), anchor="lm")
+        write(draw, (x2, middle), number, size, LIGHT, "rm")
+        room = round(x2 - x1 - text_width("100%", size) - size / 2)
+        write(draw, (x1, middle), shortened(score.name, size, room), size, LIGHT, "lm")
 
 
 def shade(picture: Image.Image, box: tuple[int, int, int, int]) -> None:

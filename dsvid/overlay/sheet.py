@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from dsvid.overlay.painter import Painter
 from dsvid.overlay.strip import Strip
-from dsvid.overlay.text import DARK, GREY, LIGHT, font_of, line_height, shortened
+from dsvid.overlay.text import DARK, GREY, LIGHT, line_height, shortened, write
 from dsvid.timeline import clock
 
 MOST = 12
@@ -46,12 +46,12 @@ class Sheet:
         draw = ImageDraw.Draw(sheet)
         for number, text in enumerate(self._painter.heading):
             shown = shortened(text, TEXT, full - 2 * GAP)
-            draw.text((GAP, GAP + line * number), shown, fill=GREY if number else LIGHT, font=font_of(TEXT))
+            write(draw, (GAP, GAP + line * number), shown, TEXT, GREY if number else LIGHT)
         for number, (tile, second) in enumerate(self._tiles):
             x = GAP + number % columns * (width + GAP)
             y = top + number // columns * (height + caption + GAP)
             sheet.paste(tile, (x, y))
-            draw.text((x, y + height + 2), clock(second), fill=GREY, font=font_of(TEXT - 2))
+            write(draw, (x, y + height + 2), clock(second), TEXT - 2, GREY)
         if curves:
             picture = Strip(curves, self._duration_s, full, strip, TEXT).at(None)
             sheet.paste(picture, (0, sheet.height - strip))

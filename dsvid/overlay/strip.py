@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 from dsvid.overlay.painter import Curve
-from dsvid.overlay.text import DARK, GREY, LIGHT, font_of, line_height, shortened, text_width
+from dsvid.overlay.text import DARK, GREY, LIGHT, line_height, shortened, text_width, write
 from dsvid.timeline import clock
 
 FINER = 3  # lines are drawn so much larger and scaled down, because Pillow's have hard edges
@@ -59,12 +59,12 @@ class Strip:
         return picture.resize((self.width, self.height), Image.Resampling.LANCZOS)
 
     def _axes(self, size: int) -> None:
-        draw, font = ImageDraw.Draw(self._picture), font_of(size)
+        draw = ImageDraw.Draw(self._picture)
         left, _, _, bottom = self._area
         for value in (0.0, 0.5, 1.0):
-            draw.text((left - 4, self._y(value)), f"{value:.0%}", fill=GREY, font=font, anchor="rm")
+            write(draw, (left - 4, self._y(value)), f"{value:.0%}", size, GREY, "rm")
         for second, anchor in ((0.0, "la"), (self.duration_s / 2, "ma"), (self.duration_s, "ra")):
-            draw.text((self._x(second), bottom + 4), clock(second), fill=GREY, font=font, anchor=anchor)
+            write(draw, (self._x(second), bottom + 4), clock(second), size, GREY, anchor)
 
     def _legend(self, curves: Sequence[Curve], size: int, pad: int) -> None:
         draw = ImageDraw.Draw(self._picture)
@@ -79,5 +79,5 @@ class Strip:
             y = pad + line_height(size) / 2
             name = shortened(curve.name, size, share)
             draw.rectangle((x, y - dot / 2, x + dot, y + dot / 2), fill=curve.colour)
-            draw.text((x + dot + size / 3, y), name, fill=LIGHT, font=font_of(size), anchor="lm")
+            write(draw, (x + dot + size / 3, y), name, size, LIGHT, "lm")
             x += gap + text_width(name, size)

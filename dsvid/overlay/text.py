@@ -1,12 +1,19 @@
-"""Text on filled backgrounds, with Pillow's own font, and the colours of tracks and classes."""
+"""Text on filled backgrounds, and the colours of tracks and classes.
+
+Pillow's own font has little more than ASCII; the variable DSVID_FONT names a font file for other scripts.
+"""
 
 from __future__ import annotations
 
 import functools
+import os
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
+
+from dsvid.errors import DataError
 
 Colour = tuple[int, int, int]
 # Far apart for most eyes, and on most pictures: the colours of Okabe and Ito, and four more
@@ -17,6 +24,7 @@ PALETTE: tuple[Colour, ...] = (
 DARK: Colour = (22, 24, 28)
 LIGHT: Colour = (245, 245, 245)
 GREY: Colour = (150, 152, 156)
+EXTRA = "…°±·«»‘’“”™©"  # what Pillow's font has besides ASCII
 
 
 def colour_of(number: int) -> Colour:
@@ -31,9 +39,40 @@ def ink_on(colour: Colour) -> Colour:
 
 
 @functools.lru_cache(maxsize=32)
-def font_of(size: int) -> Any:
-    """Pillow's own scalable font."""
-    return ImageFont.load_default(size=size)
+def font_of(size: int, file: str = "") -> Any:
+    """The font of DSVID_FONT (`file`), else Pillow's own. Raises DataError where the file is no font."""
+    if not file:
+        return ImageFont.load_default(size=size)
+    try:
+        return ImageFont.truetype(file, size)
+    except OSError as error:
+        raise DataError(
+            f"DSVID_FONT={file} cannot be used", found=str(error), expected="a .ttf or .otf file"
+        ) from error
+
+
+def _own_font() -> str:
+    return os.environ.get("DSVID_FONT", "")
+
+
+def check_font() -> None:
+    """Raise DataError where DSVID_FONT is no font."""
+    font_of(20, _own_font())
+
+
+def drawable(text: str) -> str:
+    """The text as it can be drawn: Pillow's own font takes letters without their accents, and ? for other scripts."""
+    if _own_font() or text.isascii():
+        return text
+    bare = (c if c in EXTRA else unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode() for c in text)
+    return "".join(each or ("" if unicodedata.combining(c) else "?") for each, c in zip(bare, text, strict=True))
+
+
+def write(
+    draw: ImageDraw.ImageDraw, spot: tuple[float, float], text: str, size: int, fill: Colour, anchor: str = "la"
+) -> None:
+    """A line of text at a place; `anchor` is Pillow's."""
+    draw.text(spot, drawable(text), fill=fill, font=font_of(size, _own_font()), anchor=anchor)
 
 
 def font_size(width: int, height: int) -> int:
@@ -43,7 +82,7 @@ def font_size(width: int, height: int) -> int:
 
 def text_width(text: str, size: int) -> int:
     """Pixels that a line takes."""
-    return int(font_of(size).getlength(text) + 0.999)
+    return int(font_of(size, _own_font()).getlength(drawable(text)) + 0.999)
 
 
 def line_height(size: int) -> int:
@@ -81,4 +120,4 @@ def draw_block(
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
     for number, line in enumerate(lines):
         middle = y + pad / 2 + line_height(size) * (number + 0.5)
-        draw.text((x + pad, middle), line, fill=ink_on(colour), font=font_of(size), anchor="lm")
+        write(draw, (x + pad, middle), line, size, ink_on(colour), "lm")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -152,12 +151,8 @@ def detector_on_disk() -> tuple[str, Path] | None:
     except Exception:  # not installed, or built for another torch: roi_align has its own words for that
         return None
     for name in DETECTORS:
-        for weights in _listed(get_model_weights(name)):
+        for weights in cast("Any", get_model_weights(name)):
             path = checkpoint_folder() / str(weights.url).rpartition("/")[2]
             if path.is_file():
                 return name, path
     return None
-
-
-def _listed(weights: Any) -> Sequence[Any]:
-    return list(weights)

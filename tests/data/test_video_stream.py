@@ -150,6 +150,31 @@ def test_damaged_pictures_are_left_out_aloud(tmp_path: Path, damaged: range, lef
         assert [number for number, _ in stream.pictures()] == list(left) and len(stream.notes) == 1
 
 
+def test_after_damage_an_open_group_gives_nothing_before_its_key_frame(tmp_path: Path) -> None:
+    path = tmp_path / "v.mkv"
+    groups = "open-gop=1:keyint=10:min-keyint=10:bframes=3:b-adapt=0:scenecut=0"
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=10, options={"x264-params": groups})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(40):
+            picture = rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = bytearray(path.read_bytes())
+    for place, size in packets[5:7]:
+        content[place + 10 : place + size] = b"\0" * (size - 10)
+    path.write_bytes(content)
+    with open_stream(path) as opened:
+        numbers = [number for number, _ in opened.pictures()]
+        # frame 9 comes behind key frame 10 in the file, and needs what is lost
+        assert (
+            numbers[-30:] == list(range(10, 40)) and max(numbers[:-30]) < 5 and "cannot be decoded" in opened.notes[0]
+        )
+
+
 def test_what_is_written_plays_in_browsers_and_looks_the_same(tmp_path: Path) -> None:
     colours = [(200, 40, 40), (30, 160, 70), (40, 60, 210)]
     with open_writer(tmp_path / "out", 10.0, 64, 48) as writer:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
+from dsvid.errors import DataError
 from dsvid.overlay.clips import ClipPainter
 from dsvid.overlay.painter import Curve, spread
 from dsvid.overlay.people import PeoplePainter
 from dsvid.overlay.sheet import Sheet
 from dsvid.overlay.strip import Strip
-from dsvid.overlay.text import PALETTE, block_size, colour_of, draw_block, ink_on, shortened, text_width
+from dsvid.overlay.text import (
+    PALETTE,
+    block_size,
+    check_font,
+    colour_of,
+    draw_block,
+    drawable,
+    ink_on,
+    shortened,
+    text_width,
+)
 from dsvid.timeline import Clip, ClipTimeline, KeyFrame, PeopleTimeline, Person, Score, Video
 
 VIDEO = Video("some/v.mp4", 100, 10.0, 10.0, 400, 300)
@@ -67,6 +80,22 @@ def test_text_fits_its_block_and_long_names_end_in_dots() -> None:
     assert (changed.max(axis=0) + 1).tolist() == [40 + size[1], 30 + size[0]]
 
 
+def test_names_in_other_scripts_are_drawn_as_far_as_the_font_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DSVID_FONT", raising=False)
+    assert drawable("sauté + 走… “x”") == "saute + ?… “x”"
+    assert text_width("é", 20) == text_width("e", 20)
+    own = tmp_path / "own.ttf"
+    own.write_bytes(ImageFont.load_default(size=10).path.getvalue())
+    monkeypatch.setenv("DSVID_FONT", str(own))
+    check_font()
+    assert drawable("sauté") == "sauté" and text_width("e", 20) > 0
+    monkeypatch.setenv("DSVID_FONT", str(tmp_path / "none.ttf"))
+    with pytest.raises(DataError, match=r"none.ttf cannot be used"):
+        check_font()
+
+
 def test_every_colour_can_be_written_on() -> None:
     def light(colour: tuple[int, ...]) -> float:
         shares = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
@@ -85,7 +114,7 @@ def clips() -> ClipTimeline:
 
 def test_bars_are_those_of_the_clip_and_as_long_as_its_scores() -> None:
     painter = ClipPainter(clips())
-    for frame, first, share in ((10, 1, 0.7), (90, 0, 0.8)):
+    for frame, first, share in ((10, 1, 0.7), (48, 1, 0.7), (90, 0, 0.8)):
         picture = Image.new("RGB", (800, 600), (90, 90, 90))
         painter.paint(picture, frame, frame / 10)
         pixels = np.asarray(picture).astype(int)

@@ -46,14 +46,17 @@ def test_too_many_labels_are_said_not_to_fit() -> None:
     assert not free and all(rect[2] <= FRAME[0] and rect[3] <= FRAME[1] for rect in placed)
 
 
-def test_a_label_stays_on_its_side_while_the_box_moves() -> None:
+def test_a_label_stays_on_its_side_while_the_boxes_move_and_tremble() -> None:
     placer = Placer()
     sides = []
-    for step in range(60):
-        x, other = 100.0 + 2 * step, 300.0 - 2 * step
-        wishes = [Wish(1, (x, 150.0, x + 80, 350.0), (130, 40)), Wish(2, (other, 160.0, other + 80, 340.0), (130, 40))]
+    for step in range(120):
+        x, other, shake = 100.0 + 2 * step, 300.0 - 2 * step, 3.0 * (step % 2)
+        wishes = [
+            Wish(1, (x, 150.0 + shake, x + 80, 350.0 + shake), (130, 40)),
+            Wish(2, (other, 160.0 - shake, other + 80, 340.0 - shake), (130, 40)),
+        ]
         placed, free = rects(placer, wishes)
         assert free
         sides.append([(round(r[0] - w.box[0]), round(r[1] - w.box[1])) for r, w in zip(placed, wishes, strict=True)])
-    changes = sum(a != b for before, after in itertools.pairwise(sides) for a, b in zip(before, after, strict=True))
-    assert changes <= 8
+    changes = sum(before != after for before, after in itertools.pairwise(sides))
+    assert changes <= 3  # without memory they are 6
