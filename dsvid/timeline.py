@@ -141,12 +141,14 @@ class KeyFrame:
 
 @dataclass
 class PeopleTimeline:
-    """Key frames in order; `reach_s`: how long before and after a key frame its boxes hold."""
+    """Key frames in order; `reach_s`: how long before and after a key frame its boxes hold, within a shot; `cuts_s`:
+    where new shots begin."""
 
     video: Video
     key_frames: list[KeyFrame]
     reach_s: float
     boxes_from: str
+    cuts_s: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     task: str = "detect"
 
@@ -164,7 +166,12 @@ class PeopleTimeline:
             }
             for key in self.key_frames
         ]  # fmt: skip
-        return {**_head(self), "boxes_from": self.boxes_from, "key_frames": frames}
+        return {
+            **_head(self),
+            "boxes_from": self.boxes_from,
+            "cuts_s": [_round(s) for s in self.cuts_s],
+            "key_frames": frames,
+        }
 
     def table(self) -> str:
         """A line for each person of each key frame."""

@@ -50,6 +50,8 @@ class PeoplePainter:
         after = bisect_right(self._seconds, second)
         before_key = self.timeline.key_frames[after - 1] if after else None
         after_key = self.timeline.key_frames[after] if after < len(self._seconds) else None
+        before_key = None if before_key and self._cut_between(before_key.second, second) else before_key
+        after_key = None if after_key and self._cut_between(second, after_key.second) else after_key
         before, later = _by_track(before_key), _by_track(after_key)
         shown = []
         for track in sorted(before.keys() | later.keys()):
@@ -62,6 +64,10 @@ class PeoplePainter:
             elif new and after_key and after_key.second - second < self.timeline.reach_s:
                 shown.append((new.box, new))
         return shown
+
+    def _cut_between(self, second: float, later: float) -> bool:
+        cuts = self.timeline.cuts_s
+        return bisect_right(cuts, second) < bisect_right(cuts, later)
 
     def paint(self, picture: Image.Image, frame: int, second: float) -> None:
         """Boxes first, then labels: of all actions where they have room, else of the best."""

@@ -10,13 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from dsvid.data import augment, ava_annotations, ava_boxes
-from dsvid.data.ava import AvaSample
+from dsvid.data.ava import CLASSES, AvaSample
 from dsvid.data.ava_clips import AvaView, collate, eval_view, key_offsets
 from dsvid.data.decode import Frames
 from dsvid.data.stream import VideoStream, clips_of
 from dsvid.objectives import DetectObjective
 from dsvid.predict.people import Found, People, open_people
 from dsvid.predict.settings import Pictures, Settings, video_of
+from dsvid.predict.shots import Shots
 from dsvid.predict.tracks import link
 from dsvid.predict.weights import Predictor
 from dsvid.timeline import KeyFrame, PeopleTimeline, Person
@@ -44,7 +45,8 @@ def detect(
 
     scores: dict[int, NDArray[np.float32]] = {}
     waiting: list[tuple[int, AvaView]] = []
-    pictures = _with_people(settings.watched(stream.pictures()), people, found)
+    shots = Shots()
+    pictures = _with_people(settings.watched(stream.pictures()), people, found, shots)
     for place, clip in clips_of(pictures, wanted, prepare):
         frame = people.frames[place]
         if frame not in found:  # it cannot be decoded
@@ -58,7 +60,7 @@ def detect(
             _score(predictor, waiting, device, scores)
     _score(predictor, waiting, device, scores)
     kept = [place for place, frame in enumerate(people.frames) if frame in scores]
-    return _timeline(stream, predictor, settings, people, kept, found, scores, step)
+    return _timeline(stream, predictor, settings, people, kept, found, scores, step, shots.cuts)
 
 
 def clip_offsets(frames: int, step: float) -> NDArray[np.int64]:
@@ -70,9 +72,12 @@ def clip_offsets(frames: int, step: float) -> NDArray[np.int64]:
     return offsets
 
 
-def _with_people(pictures: Pictures, people: People, found: dict[int, Found]) -> Iterator[tuple[int, Frames]]:
+def _with_people(
+    pictures: Pictures, people: People, found: dict[int, Found], shots: Shots
+) -> Iterator[tuple[int, Frames]]:
     keys = set(people.frames)
     for number, picture in pictures:
+        shots.see(number, picture)
         if number in keys:
             found[number] = people.boxes(number, picture)
         yield number, picture
@@ -112,15 +117,16 @@ def _score(
 
 def _timeline(
     stream: VideoStream, predictor: Predictor, settings: Settings, people: People, kept: Sequence[int],
-    found: dict[int, Found], scores: dict[int, NDArray[np.float32]], step: float,
+    found: dict[int, Found], scores: dict[int, NDArray[np.float32]], step: float, cuts: Sequence[int],
 ) -> PeopleTimeline:  # fmt: skip
     frames = [people.frames[place] for place in kept]
     seconds = [people.seconds[place] for place in kept]
     gaps = np.diff(seconds)
     usual = float(np.median(gaps)) if len(gaps) else EVERY_S
     reach = min(usual / 2, LONGEST_REACH_S)
-    # half a step more than usual is bridged
-    joined = [False, *(bool(gap <= 3 * reach + 1e-6) for gap in gaps)]
+    # half a step more than usual is bridged, no cut is
+    shot = np.searchsorted(np.asarray(cuts, dtype=np.int64), frames, side="right")
+    joined = [False, *((gaps <= 3 * reach + 1e-6) & (np.diff(shot) == 0)).tolist()]
     tracks = link([[box for box, _ in found[frame]] for frame in frames], joined)
     names = predictor.names
     key_frames = [
@@ -136,9 +142,12 @@ def _timeline(
     ]
     notes = [*predictor.notes, *stream.notes, *people.notes]
     low, high = USUAL_FPS
-    if not (low <= stream.fps <= high or settings.view_fps or predictor.view_fps):
+    chosen = settings.view_fps or predictor.view_fps
+    if len(names.names) == CLASSES and not (low <= stream.fps <= high or chosen):
         notes.append(
             f"the video has {stream.fps:g} frames a second, AVA's have 24 to 30: a clip lasts "
             f"{predictor.frames * step / stream.fps:.1f} s (--view-fps 6.25 samples as in 25 frames a second)"
         )
-    return PeopleTimeline(video_of(stream), key_frames, reach, people.said, notes)
+    return PeopleTimeline(
+        video_of(stream), key_frames, reach, people.said, [float(stream.seconds[cut]) for cut in cuts], notes
+    )

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from dsvid.data import ava_boxes, ava_clips
+from dsvid.data.ava import CLASSES
 from dsvid.data.ava_files import read_label_map
 from dsvid.data.ava_names import AVA_NAMES
 from dsvid.errors import CheckpointError, DataError
@@ -18,7 +19,6 @@ from dsvid.weights.card import Card, read_card, read_labels
 from dsvid.weights.load import load_model
 
 TASKS = ("classify", "detect")
-AVA_CLASSES = 80
 
 
 @dataclass
@@ -34,7 +34,6 @@ class Predictor:
     short_side: int
     sampling_rate: int
     view_fps: float | None
-    family: str
     notes: list[str]
 
 
@@ -66,10 +65,10 @@ def open_predictor(
     else:
         objective = ClassifyObjective(model, model.grid, mean=card.mean, std=card.std)
         short = card.short_side(model.grid.height)
-    names = class_names(path, task, model.num_classes, list(card.labels), labels, notes)
+    names = class_names(task, model.num_classes, list(card.labels), labels, notes)
     return Predictor(
         task, objective.eval(), names, model.grid.frames, model.grid.height, model.grid.patch, short,
-        card.sampling_rate, said.get("view_fps"), report.family, notes,
+        card.sampling_rate, said.get("view_fps"), notes,
     )  # fmt: skip
 
 
@@ -98,7 +97,7 @@ def _not_fine_tuned(path: Path, task: str, missing: list[str]) -> CheckpointErro
     )  # fmt: skip
 
 
-def class_names(path: Path, task: str, classes: int, stored: list[str], labels: Path | None, notes: list[str]) -> Names:
+def class_names(task: str, classes: int, stored: list[str], labels: Path | None, notes: list[str]) -> Names:
     """Names of `labels`, else those in the weights, else AVA's where there are 80 actions.
 
     Detection counts classes from 1, as AVA does, and shows the classes that its label map names. Raises CheckpointError
@@ -118,8 +117,8 @@ def class_names(path: Path, task: str, classes: int, stored: list[str], labels: 
         names = stored if len(stored) == classes else []
         if not names:
             notes.append(f"the weights name {len(stored)} classes but have {classes}: shown by number")
-    elif task == "detect" and classes == AVA_CLASSES:
-        names = [AVA_NAMES.get(number, "") for number in range(1, AVA_CLASSES + 1)]
+    elif task == "detect" and classes == CLASSES:
+        names = [AVA_NAMES.get(number, "") for number in range(1, CLASSES + 1)]
         notes.append("names: AVA's, as the weights have 80 classes and no names (--labels FILE for others)")
     else:
         names = []

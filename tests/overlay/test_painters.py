@@ -34,9 +34,9 @@ def person(track: int, box: tuple[float, float, float, float], name: str = "walk
     return Person(track, box, 1.0, (Score(12, name, 0.9), Score(79, "talk", 0.4)))
 
 
-def people(*keys: tuple[float, list[Person]]) -> PeopleTimeline:
+def people(*keys: tuple[float, list[Person]], cuts: tuple[float, ...] = ()) -> PeopleTimeline:
     frames = [KeyFrame(round(10 * second), second, tuple(each)) for second, each in keys]
-    return PeopleTimeline(VIDEO, frames, 0.5, "a test")
+    return PeopleTimeline(VIDEO, frames, 0.5, "a test", list(cuts))
 
 
 def test_boxes_move_between_key_frames_and_hold_at_the_ends() -> None:
@@ -51,6 +51,13 @@ def test_boxes_move_between_key_frames_and_hold_at_the_ends() -> None:
     assert moving == pytest.approx((0.3, 0.15, 0.5, 0.55)) and who.actions[0].name == "run"
     assert held == old and other.track == 2
     assert len(shown[2.4]) == 2
+
+
+def test_no_box_is_shown_beyond_a_cut() -> None:
+    box = (0.0, 0.0, 0.2, 0.4)
+    painter = PeoplePainter(people((1.0, [person(1, box)]), (2.0, [person(2, box)]), cuts=(1.3,)))
+    shown = {second: [who.track for _, who in painter.people_at(second)] for second in (1.0, 1.2, 1.3, 1.4, 1.6, 2.0)}
+    assert shown == {1.0: [1], 1.2: [1], 1.3: [], 1.4: [], 1.6: [2], 2.0: [2]}
 
 
 def test_a_box_is_drawn_where_it_belongs_in_the_colour_of_its_track() -> None:

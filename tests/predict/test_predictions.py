@@ -175,6 +175,18 @@ def test_a_detector_s_weights_on_disk_are_used(ava: Path, tmp_path: Path, monkey
         detect(stream, predictor, Settings(every_s=2.0), CPU, None)
 
 
+def test_nobody_goes_on_over_a_cut(tmp_path: Path) -> None:
+    pictures = np.full((36, 80, 96, 3), 40, np.uint8)
+    pictures[18:] = 220
+    write_clip(tmp_path / "v.mp4", pictures)
+    (tmp_path / "b.csv").write_text("".join(f"{s},0.2,0.2,0.6,0.8\n" for s in (0, 1, 2)))
+    predictor = open_predictor(weights(tmp_path / "w", "detect", 6, []))
+    with open_stream(tmp_path / "v.mp4") as stream:
+        timeline = detect(stream, predictor, Settings(), CPU, tmp_path / "b.csv")
+    assert timeline.cuts_s == [1.5]
+    assert [person.track for key in timeline.key_frames for person in key.people] == [1, 1, 2]
+
+
 def test_box_files_that_do_not_suit_the_video(ava: Path, tmp_path: Path) -> None:
     predictor = open_predictor(weights(tmp_path / "w", "detect", 6, []))
     for text, least, words in (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dsvid.predict.shots import Shots
 from dsvid.predict.tracks import link, overlaps
 
 LEFT, RIGHT, FAR = (0.1, 0.2, 0.2, 0.8), (0.5, 0.2, 0.6, 0.8), (0.8, 0.0, 0.9, 0.2)
@@ -31,3 +32,13 @@ def test_frames_that_are_not_joined_begin_anew() -> None:
 def test_one_person_goes_on_as_one() -> None:
     near = [moved(LEFT, 0.01), moved(LEFT, 0.02)]
     assert link([[LEFT], near], [False, True]) == [[1], [1, 2]]
+
+
+def test_a_cut_is_a_change_of_colours_and_no_motion() -> None:
+    rng = np.random.default_rng(0)
+    first, second = (rng.integers(low, low + 90, (60, 400, 3), dtype=np.uint8) for low in (0, 120))
+    shots = Shots()
+    for number in range(20):  # a swinging camera, then another place
+        scene = first if number < 12 else second
+        shots.see(number, scene[:, 8 * number : 8 * number + 100])
+    assert shots.cuts == [12]
