@@ -37,6 +37,7 @@ def test_one_person_goes_on_as_one() -> None:
 def test_a_cut_is_a_change_of_colours_and_no_motion() -> None:
     rng = np.random.default_rng(0)
     first, second = (rng.integers(low, low + 90, (60, 400, 3), dtype=np.uint8) for low in (0, 120))
+    second[:30] = first[:30]  # half of the picture stays
     shots = Shots()
     for number in range(20):  # a swinging camera, then another place
         scene = first if number < 12 else second
