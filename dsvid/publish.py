@@ -16,14 +16,24 @@ from typing import BinaryIO
 
 def publish_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """`write` a file beside `path`, then rename it over `path`."""
+
+    def fill(scratch: Path) -> None:
+        with scratch.open("wb") as out:
+            write(out)
+
+    publish_path(path, fill)
+
+
+def publish_path(path: Path, write: Callable[[Path], object]) -> None:
+    """The same for writers that open the file themselves, by the name that they are given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
     scratch = Path(name)
     try:
-        with os.fdopen(handle, "wb") as out:
-            write(out)
-            out.flush()
-            os.fsync(out.fileno())
+        write(scratch)
+        with scratch.open("rb") as written:
+            os.fsync(written.fileno())
         scratch.chmod(0o644)
         os.replace(scratch, path)
     finally:

@@ -40,6 +40,8 @@ MAY_IMPORT = {
     "optim": set(),
     "pictures": set(),
     "publish": set(),
+    "timeline": set(),
+    "overlay": {"timeline"},
     "launching": set(),
     "supervisor": set(),
     "slurm": set(),
@@ -55,6 +57,8 @@ MAY_IMPORT = {
     "checkpoint": {"documents", "engine", "partition", "publish", "runfolder", "runtime", "weights"},
     "health": {"runtime"},
     "monitor": {"documents", "runtime"},
+    "predict": {"data", "objectives", "timeline", "weights"},
+    "show": {"data", "overlay", "publish", "timeline"},
     "evaluate": {"objectives", "data", "metrics", "pictures", "publish"},
     "job": {
         "documents",

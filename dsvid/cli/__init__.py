@@ -19,6 +19,7 @@ COMMANDS = {
     "launch": ("launch", "start deepspeed or torchrun under a supervisor: hosts checked first, saved at every signal"),
     "slurm": ("slurm", "print or submit a Slurm batch script: train, eval, dapt, array"),
     "eval": ("eval", "multi-view test of a weight folder"),
+    "predict": ("predict", "what a model says of a video: classes over time, or people's boxes with actions"),
     "features": ("features", "one file of sliding-window features for each video of a list; many ranks, resumable"),
     "convert": ("convert", "weights of any known family -> a dsvid, Hugging Face or VideoMAE layout"),
     "consolidate": ("consolidate", "ZeRO shards of a run or checkpoint -> one fp32 weight folder"),

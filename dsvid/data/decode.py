@@ -27,6 +27,7 @@ from dsvid.errors import DataError
 Frames = NDArray[np.uint8]
 _DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 _DECORD_PIXELS = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "gray")
+DEFAULT_FPS = 25.0  # of files that say nothing of time
 FRAME_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp"))
 _BUILD_PLACE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")  # decord puts time and source line of its own build first
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD")
@@ -100,7 +101,7 @@ def open_clip_source(
     except DataError:
         raise
     except Exception as error:  # decoders raise DECORDError, RuntimeError, av.error.*, ValueError, ...
-        raise _unreadable(entry.path, error) from error
+        raise unreadable(entry.path, error) from error
     try:
         yield _Guarded(source, entry.path)
     finally:
@@ -126,7 +127,7 @@ class _Guarded:
         except DataError:
             raise
         except Exception as error:
-            raise _unreadable(self._path, error) from error
+            raise unreadable(self._path, error) from error
 
 
 def _open(entry: Entry, decoder: str, frame_name: str, frame_start: int) -> _Source:
@@ -140,14 +141,14 @@ def _open(entry: Entry, decoder: str, frame_name: str, frame_start: int) -> _Sou
         return _FolderSource(entry, frame_name, frame_start)
     if entry.kind == "frames" and entry.total > 0:
         raise DataError(f"{path}: a file where the list promises a folder of frames")
-    _refuse_by_first_bytes(path)
-    source = _open_decord(path) if decoder == "decord" else _PyavSource(path)
+    refuse_by_first_bytes(path)
+    source = _open_decord(path) if decoder == "decord" else PyavSource(path)
     if entry.total > 0:
         return _Part(source, entry)
     return source
 
 
-def _refuse_by_first_bytes(path: str) -> None:
+def refuse_by_first_bytes(path: str) -> None:
     # FFmpeg would follow a playlist to other files and hosts, and a text file costs it seconds of probing
     with open(path, "rb") as handle:
         first = handle.read(64)
@@ -157,7 +158,7 @@ def _refuse_by_first_bytes(path: str) -> None:
         raise DataError(f"{path}: a playlist is not a video", expected="a file that holds the video itself")
 
 
-def _unreadable(path: str, error: Exception) -> DataError:
+def unreadable(path: str, error: Exception) -> DataError:
     return DataError(f"{path}: cannot be decoded", found=f"{type(error).__name__}: {_first_line(error)}")
 
 
@@ -180,7 +181,7 @@ class _DecordSource:
     def __init__(self, path: str, reader: Any) -> None:
         self.path = path
         self._reader = reader
-        self._other: _PyavSource | None = None
+        self._other: PyavSource | None = None
         self.frames = len(reader)
         fps = float(reader.get_avg_fps())
         self.fps = fps if 0 < fps < 1e4 else None
@@ -197,7 +198,7 @@ class _DecordSource:
                     raise
             # decord 0.6.0 cannot copy out pictures of some widths (48, 72, ... pixels)
             self.note = "read by PyAV, because decord cannot read pictures of this width"
-            self._other = _PyavSource(self.path)
+            self._other = PyavSource(self.path)
         return self._other.read(wanted)
 
     def close(self) -> None:
@@ -215,7 +216,7 @@ def _open_decord(path: str) -> _Source:
             return _DecordSource(path, decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1))
         except Exception as error:  # for example a codec younger than decord's FFmpeg 4.1 (AV1)
             reason = f"decord cannot open it ({_first_line(error)})"
-    other = _PyavSource(path)
+    other = PyavSource(path)
     other.note = f"read by PyAV, because {reason}"
     return other
 
@@ -227,7 +228,7 @@ def _why_not_decord(path: str, size: int, modified_ns: int) -> str | None:
     decord takes the place of a key frame among the packets for its frame number, and trusts every time stamp: measured
     wrong frames are 23 of 96 with open groups of pictures, 84 of 96 for H.264 in AVI, 350 of 400 in MPEG-TS.
     """
-    index = _PyavSource(path)
+    index = PyavSource(path)
     try:
         return index.why_not_decord()
     finally:
@@ -237,7 +238,7 @@ def _why_not_decord(path: str, size: int, modified_ns: int) -> str | None:
 # ---- PyAV ----------------------------------------------------------------------------------------------------------
 
 
-class _PyavSource:
+class PyavSource:
     """Index of presentation times from the packets, then seek to a key frame and decode up to the frames wanted."""
 
     note: str | None = None
@@ -296,17 +297,30 @@ class _PyavSource:
         for number in sorted(set(wanted.tolist())):
             key = self._key_before(number)
             if ahead is None or key > at + 1:
-                ahead, at = self._decode_from(key), -1
+                ahead, at = self.decode_from(key), -1
             picture, at = self._advance(ahead, number)
             while picture is None and key > 0:
                 # the seek fell behind the frame (open group of pictures, coarse index): start one key frame earlier
                 key = self._key_before(key - 1)
-                ahead = self._decode_from(key)
+                ahead = self.decode_from(key)
                 picture, at = self._advance(ahead, number)
             if picture is None:
                 raise DataError(f"{self.path}: frame {number} of {self.frames} cannot be decoded (damaged or cut off)")
             pictures[number] = picture
         return np.stack([pictures[number] for number in wanted.tolist()])
+
+    def seconds(self) -> NDArray[np.float64]:
+        """The time of each frame in seconds after the first one; by the frame rate where frames have no times."""
+        base = self._stream.time_base
+        if self._timed and base:
+            times: NDArray[np.float64] = (np.asarray(self._times, dtype=np.float64) - self._times[0]) * float(base)
+            return times
+        return np.arange(self.frames, dtype=np.float64) / (self.fps or DEFAULT_FPS)
+
+    def pixel_aspect(self) -> Fraction:
+        """Width of a pixel over its height."""
+        aspect: Fraction | None = self._stream.sample_aspect_ratio
+        return aspect if aspect and aspect > 0 else Fraction(1)
 
     def why_not_decord(self) -> str | None:
         """See `_why_not_decord`."""
@@ -330,7 +344,14 @@ class _PyavSource:
         place = bisect_right(self._keys, self._times[number]) - 1
         return bisect_right(self._times, self._keys[place]) - 1 if place > 0 else 0
 
-    def _decode_from(self, key: int) -> Iterator[tuple[int, Any]]:
+    def key_after(self, number: int) -> int | None:
+        """The first key frame after a frame, where one can be sought."""
+        if not self._seekable:
+            return None
+        places = (bisect_right(self._times, time) - 1 for time in self._keys)
+        return next((place for place in places if place > number), None)
+
+    def decode_from(self, key: int) -> Iterator[tuple[int, Any]]:
         """(frame number, decoded frame) from the key frame on, in display order."""
         if key == 0:
             # the demuxer may hold packets before time 0 (edit lists), so to the very beginning
@@ -435,7 +456,7 @@ class _FolderSource:
             with Image.open(path) as image:
                 return np.asarray(image.convert("RGB"))
         except Exception as error:
-            raise _unreadable(str(path), error) from error
+            raise unreadable(str(path), error) from error
 
     def close(self) -> None:
         return None

@@ -1,0 +1,1 @@
+"""Weights and one video -> a timeline of predictions. Knows no drawing; one module per task."""

@@ -1,0 +1,186 @@
+"""`dsvid predict` as a user calls it: each output of each task; mistakes end with 2 and leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dsvid.cli import main
+from dsvid.data import ava_generated
+from dsvid.models.spec import ModelSpec, build_model
+from dsvid.overlay.text import colour_of
+from dsvid.show import output_size
+from dsvid.weights.folder import write_folder
+
+SIZE = {"dim": 24, "depth": 1, "heads": 2, "patch": 8, "mlp_hidden": 48, "head_init_scale": 50.0}
+BOXES = "second,x1,y1,x2,y2\n1,0.1,0.2,0.4,0.7\n1,0.5,0.2,0.8,0.7\n2,0.2,0.2,0.5,0.7\n2,0.5,0.2,0.8,0.7\n"
+
+
+def weights(folder: Path, task: str, labels: list[str]) -> Path:
+    spec = ModelSpec(task, "custom", 4, 32, num_classes=len(labels), **(SIZE if task != "pretrain" else SIZE | {
+        "decoder_dim": 24, "decoder_depth": 1, "decoder_heads": 2}))  # fmt: skip
+    state = {
+        k: v + 0.1 * torch.randn(v.shape, generator=torch.Generator().manual_seed(1))
+        for k, v in build_model(spec, seed=3).state_dict().items()
+    }
+    described = {"model": spec.to_config(), "input": {"sampling_rate": 2, "short_side": 40}, "labels": labels}
+    write_folder(folder, state, described)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("predict")
+    ava_generated.make_set(folder / "set", videos={"val": 1}, seconds=4, whole=True)
+    (video,) = (folder / "set" / "videos").iterdir()
+    video.rename(folder / "v.mp4")  # 96 x 80, 48 frames at 12 fps
+    weights(folder / "detect", "detect", ["sit down", "stand up", "walk"])
+    weights(folder / "classify", "classify", ["first class", "second class", "third class"])
+    weights(folder / "pretrain", "pretrain", [])
+    (folder / "b.csv").write_text(BOXES)
+    return folder
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert stream.width % 2 == stream.height % 2 == 0
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+
+
+def test_people_are_drawn_where_their_boxes_are(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = [place / "d" / name for name in ("o.json", "o.png", "o.mp4")]
+    words = ["predict", str(place / "v.mp4"), "--weights", str(place / "detect"), "--boxes", str(place / "b.csv")]
+    assert main([*words, *(word for path in out for word in ("-o", str(path)))]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"written: {path}" in shown for path in out)
+    assert sorted(path.name for path in (place / "d").iterdir()) == ["o.json", "o.mp4", "o.png"]
+    said = json.loads(out[0].read_text())
+    assert (said["format"], said["task"], said["video"]["frames"]) == ("dsvid-predict", "detect", 48)
+    assert [key["second"] for key in said["key_frames"]] == [1.0, 2.0] and "b.csv" in said["boxes_from"]
+    person = said["key_frames"][0]["people"][0]
+    assert person["box"] == [0.1, 0.2, 0.4, 0.7] and person["actions"][0]["label"] in ("sit down", "stand up", "walk")
+    frames = frames_of(out[2])
+    size = output_size((96, 80))
+    assert len(frames) == 48 and frames[0].shape == (size[1], size[0], 3)
+
+    def left_edge(picture: np.ndarray, track: int) -> float:
+        """Where most of the pixels of the track's colour in one column are, below the labels."""
+        part = picture[round(0.3 * size[1]) : round(0.65 * size[1])].astype(int)
+        columns = (np.abs(part - colour_of(track)).sum(axis=2) < 90).sum(axis=0)
+        return float(np.flatnonzero(columns > 0.7 * len(part))[0]) / size[0]
+
+    for frame, x in ((12, 0.1), (18, 0.15), (24, 0.2)):  # between the key frames the first one moves
+        assert left_edge(frames[frame], 1) == pytest.approx(x, abs=0.015), frame
+        assert left_edge(frames[frame], 2) == pytest.approx(0.5, abs=0.015), frame
+    plain = frames[40].astype(int)  # no boxes any more
+    assert (np.abs(plain - colour_of(1)).sum(axis=2) < 40).mean() < 0.002
+    with Image.open(out[1]) as sheet:
+        assert sheet.format == "PNG" and sheet.width > 900
+
+
+def test_classes_are_listed_and_drawn_over_time(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["predict", "--weights", str(place / "classify"), str(place / "v.mp4"), "--top", "2"]
+    assert main(words) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].startswith("whole video") and len(table) == 1 + 6 and "class" in table[0]
+    assert table[1].startswith("0:00.0 - 0:00.7") and table[-1].split()[2] == "0:04.0"
+    assert main([*words, "-o", str(place / "c.json"), "-o", str(place / "c.mp4"), "-o", str(place / "c.PNG")]) == 0
+    said = json.loads((place / "c.json").read_text())
+    assert [clip["start_frame"] for clip in said["clips"]] == [0, 8, 16, 24, 32, 40]
+    assert all(len(clip["top"]) == 2 for clip in said["clips"])
+    frames = frames_of(place / "c.mp4")
+    size = output_size((96, 80))
+    assert frames[0].shape[0] > size[1] and len(frames) == 48  # the curves are below
+    strip = [frame[size[1] + 40 :].astype(int) for frame in frames]
+    marks = [
+        float(np.flatnonzero((part.min(axis=2) > 200).mean(axis=0) > 0.4).mean()) for part in (strip[5], strip[40])
+    ]
+    assert marks[1] - marks[0] == pytest.approx(35 / 48 * size[0], rel=0.15)  # the line moves along
+    assert (place / "c.PNG").is_file()
+
+
+def test_without_an_output_people_are_listed(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(place))
+    assert (
+        main(["predict", "--weights", str(place / "detect"), str(place / "v.mp4"), "--every", "2", "num_classes=3"])
+        == 0
+    )
+    shown = capsys.readouterr()
+    assert [line.split()[:3] for line in shown.out.splitlines()] == [
+        ["0:00.0", "person", "1"],
+        ["0:02.0", "person", "1"],
+    ]
+    assert "the whole frame" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("{d}/none.mp4 --weights {d}/classify", "no such video"),
+        ("{d}/b.csv --weights {d}/classify", "cannot be decoded"),
+        ("{d} --weights {d}/classify", "is a folder"),
+        ("{d}/v.mp4 --weights {d}/none", "nothing there"),
+        ("{d}/v.mp4 --weights {d}/pretrain", "pre-training"),
+        ("{d}/v.mp4 --weights {d}/classify --boxes {d}/b.csv", "--boxes is for weights of detection"),
+        ("{d}/v.mp4 --weights {d}/detect --boxes {d}/none.csv", "cannot be read"),
+        ("{d}/v.mp4 --weights {d}/detect --boxes {d}/b.csv --every 2", "--every and --boxes"),
+        ("{d}/v.mp4 --weights {d}/classify -o {d}/x.gif", "expected: .json, .png, .mp4"),
+        ("{d}/v.mp4 --weights {d}/classify -o {d}/x", "no suffix"),
+        ("{d}/v.mp4 --weights {d}/classify -o {d}/v.mp4", "the video itself"),
+        ("{d}/v.mp4 --weights {d}/classify -o {d}/x.png -o {d}/y.png", "one of each kind"),
+        ("{d}/v.mp4 --weights {d}/classify -o {d}/b.csv/x.png", "cannot be written"),
+        ("{d}/v.mp4 --weights {d}/classify -o /proc/x.mp4", "cannot be written"),
+        ("{d}/v.mp4 --weights {d}/classify --every 0", "--every must be positive"),
+        ("{d}/v.mp4 --weights {d}/classify --view-fps nan", "--view-fps must be positive"),
+        ("{d}/v.mp4 --weights {d}/classify --threshold 2", "--threshold"),
+        ("{d}/v.mp4 --weights {d}/classify --labels {d}/none.txt", "cannot be read"),
+        ("{d}/v.mp4 --weights {d}/classify --task detect", "another task"),
+    ],
+)  # fmt: skip
+def test_mistakes_end_with_2_and_say_what_to_do(
+    place: Path, capsys: pytest.CaptureFixture[str], words: str, said: str
+) -> None:
+    before = sorted(path.name for path in place.iterdir())
+    assert main(["predict", *words.format(d=place).split()]) == 2
+    assert said in capsys.readouterr().err
+    assert sorted(path.name for path in place.iterdir()) == before
+
+
+def test_a_disk_that_fills_leaves_nothing_half_written(place: Path, tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "from dsvid.cli import main; import dsvid.show, dsvid.predict.detect;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); sys.exit(main(sys.argv[1:]))"
+    )
+    words = ["predict", str(place / "v.mp4"), "--weights", str(place / "detect"), "--boxes", str(place / "b.csv")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words, "-o", str(tmp_path / "o.mp4"), "-o", str(tmp_path / "o.png")],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 2 and "o.mp4 cannot be written" in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_is_quick_and_has_examples() -> None:
+    start = time.monotonic()
+    code = (
+        "import sys; from dsvid.cli import main\ntry: main(['predict', '--help'])\n"
+        "finally: assert not {'torch', 'PIL', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and time.monotonic() - start < 5
+    assert "second,x1,y1,x2,y2" in done.stdout and "dsvid predict --weights runs/ft/weights video.mp4" in done.stdout
