@@ -115,7 +115,9 @@ def test_a_node_without_cable_or_power_ends_the_run_with_its_name(
 
     def start(name: str, hostfile: Path) -> tuple[subprocess.Popen[str], Path]:
         log = tmp_path / name
-        command = [*LAUNCH, "deepspeed", "--hostfile", str(hostfile), TRAIN, *training(out, 2), "run.watchdog_s=8"]
+        # without an address deepspeed asks for that of an interface, and eth0 goes with the other node
+        ours = ["--hostfile", str(hostfile), "--master_addr", first.address]
+        command = [*LAUNCH, "deepspeed", *ours, TRAIN, *training(out, 2), "run.watchdog_s=8"]
         return first.start(command, cwd=tmp_path, log=log, environment=there), log
 
     process, log = start("cut", nodes.hostfile)
