@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "checkpoint": {"documents", "engine", "partition", "publish", "runfolder", "runtime", "weights"},
     "health": {"runtime"},
     "monitor": {"documents", "runtime"},
-    "predict": {"data", "objectives", "timeline", "weights"},
+    "predict": {"data", "metrics", "objectives", "timeline", "weights"},
     "show": {"data", "overlay", "publish", "timeline"},
     "evaluate": {"objectives", "data", "metrics", "pictures", "publish"},
     "job": {

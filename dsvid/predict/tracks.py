@@ -7,21 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dsvid.metrics.ava import overlaps
 from dsvid.timeline import Box
 
 Boxes = NDArray[np.float64]
 LEAST = 0.25  # of the overlap below
-
-
-def overlaps(one: Boxes, other: Boxes) -> NDArray[np.float64]:
-    """Intersection over union [n, m] of boxes [n, 4] and [m, 4]."""
-    low = np.maximum(one[:, None, :2], other[None, :, :2])
-    high = np.minimum(one[:, None, 2:], other[None, :, 2:])
-    inner = np.prod(np.clip(high - low, 0, None), axis=2)
-    areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (one, other)]
-    union = areas[0][:, None] + areas[1][None, :] - inner
-    shares: NDArray[np.float64] = inner / np.maximum(union, 1e-12)
-    return shares
 
 
 def doubled(boxes: Boxes) -> Boxes:
@@ -42,7 +32,9 @@ def link(frames: Sequence[Sequence[Box]], joined: Sequence[bool]) -> list[list[i
         own = [0] * len(boxes)
         before = frames[place - 1] if place and joined[place] else []
         if before and boxes:
-            shares = overlaps(doubled(np.array(before)), doubled(np.array(boxes)))
+            old_boxes, new_boxes = doubled(np.array(before)), doubled(np.array(boxes))
+            pairs = overlaps(old_boxes.repeat(len(boxes), axis=0), np.tile(new_boxes, (len(before), 1)))
+            shares = pairs.reshape(len(before), len(boxes))
             for flat in np.argsort(-shares, axis=None, kind="stable"):
                 old, new = divmod(int(flat), len(boxes))
                 if shares[old, new] < LEAST:

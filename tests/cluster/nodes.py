@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -149,9 +148,7 @@ class Node:
 
     def power_off(self) -> None:
         """End the node and everything in it at once."""
-        self.keeper.send_signal(
-            signal.SIGKILL
-        )  # --kill-child takes the first process along, and with it the whole node
+        self.keeper.kill()  # --kill-child takes the first process along, and with it the whole node
         self.keeper.wait()
 
     def supervisor(self) -> int:

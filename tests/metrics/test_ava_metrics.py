@@ -208,6 +208,11 @@ def test_which_images_count_as_listed() -> None:
     assert means == {"seed": pytest.approx(1 / 3), "official": 0.5, "mmaction2": 1.0}
 
 
+def test_overlaps_by_hand() -> None:
+    one, other = np.array([[0, 0, 2, 2.0]]), np.array([[1, 1, 3, 3], [0, 0, 2, 2], [5, 5, 6, 6.0]])
+    assert ava.overlaps(one.repeat(3, axis=0), other) == pytest.approx([1 / 7, 1, 0])
+
+
 def test_between_equal_overlaps_the_order_of_the_truth_decides() -> None:
     """The first detection overlaps both boxes alike; the second fits the first box only."""
     truth = rows((0, (1 / 8, 0, 5 / 8, 1), 1, 4.0), (0, (3 / 8, 0, 7 / 8, 1), 1, 9.0))

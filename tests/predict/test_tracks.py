@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from dsvid.predict.shots import Shots
-from dsvid.predict.tracks import link, overlaps
+from dsvid.predict.tracks import link
 
 LEFT, RIGHT, FAR = (0.1, 0.2, 0.2, 0.8), (0.5, 0.2, 0.6, 0.8), (0.8, 0.0, 0.9, 0.2)
 
 
 def moved(box: tuple[float, float, float, float], by: float) -> tuple[float, float, float, float]:
     return box[0] + by, box[1], box[2] + by, box[3]
-
-
-def test_overlaps_by_hand() -> None:
-    one, other = np.array([[0, 0, 2, 2.0]]), np.array([[1, 1, 3, 3], [0, 0, 2, 2], [5, 5, 6, 6.0]])
-    assert overlaps(one, other)[0] == pytest.approx([1 / 7, 1, 0])
 
 
 def test_people_keep_their_number_in_any_order_and_while_walking() -> None:
