@@ -28,6 +28,11 @@ def test_one_person_goes_on_as_one() -> None:
     assert link([[LEFT], near], [False, True]) == [[1], [1, 2]]
 
 
+def test_of_two_people_the_nearer_one_goes_on() -> None:
+    assert link([[moved(LEFT, 0.05), LEFT], [moved(LEFT, 0.01)]], [False, True]) == [[1, 2], [2]]
+    assert link([[LEFT, moved(LEFT, 0.05)], [moved(LEFT, 0.01)]], [False, True]) == [[1, 2], [1]]
+
+
 def test_a_cut_is_a_change_of_colours_and_no_motion() -> None:
     rng = np.random.default_rng(0)
     first, second = (rng.integers(low, low + 90, (60, 400, 3), dtype=np.uint8) for low in (0, 120))
