@@ -83,9 +83,8 @@ def main(out: Path) -> None:
 
 
 def run(out: Path, tag: str, stage: int, half: bool, ranks: Ranks) -> None:
-    F.linear = (
-        PLAIN_LINEAR  # stage 3 puts its own in its place, with other last bits, and leaves it to what comes after
-    )
+    # stage 3 puts its own in its place, with other last bits, and leaves it to the engines after it
+    F.linear = PLAIN_LINEAR
     model = build(SPEC, stage, half)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     halves = [names[: len(names) // 2], names[len(names) // 2 :]]  # two groups, as with and without decay
