@@ -66,6 +66,11 @@ class Launched:
         return sorted(int(path.name[5:]) for path in self.out.glob("checkpoints/step-*"))
 
 
+def take_hangups() -> None:
+    """As in a terminal, also where the tests run below nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture()
 def start(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
     """start([launcher words], [train.py's words], [options of dsvid launch]) in a session of its own."""
@@ -80,7 +85,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
         process = subprocess.Popen(
             [sys.executable, "-m", "dsvid", "launch", *options, "--", *command],
             cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **(environment or {})}, preexec_fn=take_hangups,
         )  # fmt: skip
         running.append(Launched(process, out))
         return running[-1]
