@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from dsvid.errors import DataError
 from dsvid.metrics.classification import class_accuracy, confusion_matrix, topk_accuracy
 from dsvid.objectives import ClassifyObjective
 from dsvid.pictures import confusion_picture, save_png
@@ -39,6 +38,19 @@ class Evaluation:
     asked: int
     short: list[tuple[int, str]]
     merge: Merge = "prob"
+
+    @property
+    def any_read(self) -> bool:
+        """Whether there is anything to judge."""
+        return bool(self.views.any())
+
+    def line(self) -> str:
+        """The result in a line."""
+        found = self.numbers()
+        return (
+            f"top-1 {found['top1']:.2f} % top-5 {found['top5']:.2f} % on {found['videos']} videos, "
+            f"{found['unreadable']} unreadable, {self.asked} views each"
+        )
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
@@ -114,15 +126,6 @@ def evaluate(
     counts = table[:, -1].clamp(min=1.0)
     merged = (table[:, :-1] / counts[:, None]).cpu().numpy()
     return Evaluation(merged, labels, table[:, -1].long().cpu().numpy(), unreadable, views, sorted(short), merge)
-
-
-def unreadable_list(split: str, result: Evaluation) -> DataError:
-    """The error of a list of which nothing could be read."""
-    return DataError(
-        f"no video of data.{split} could be read",
-        found="; ".join(record["error"] for record in result.unreadable[:2]),
-        fix="data.root says where relative paths of a list start",
-    )
 
 
 def write_result(

@@ -14,25 +14,22 @@ from torch import Tensor
 
 from dsvid import deepspeed_json, ops
 from dsvid import engine as ds
-from dsvid.data.builtin import CLASSES, prepare
 from dsvid.data.loader import BadClips, TrainLoader
-from dsvid.data.manifest import Manifest, open_split
 from dsvid.data.randaugment import parse_policy
 from dsvid.data.shared_memory import bytes_in_flight, check_shared_memory
-from dsvid.documents import read_text
-from dsvid.errors import CheckpointError, DataError, RecipeError
+from dsvid.errors import CheckpointError, RecipeError
 from dsvid.models.attention import choose_backend
 from dsvid.models.flops import peak_flops, training_flops
 from dsvid.models.init import initial_value
 from dsvid.models.spec import ModelSpec, build_model
 from dsvid.monitor import Monitor
-from dsvid.objectives import ClassifyObjective, PretrainObjective
 from dsvid.optim import is_frozen
 from dsvid.recipe import Recipe, load_recipe, split_overrides
 from dsvid.runfolder import RunFolder
 from dsvid.runtime import Ranks, log, on_first, pick_device, ranks_of_node, say_first, say_once, share
 from dsvid.schedule import Schedule, resolve_schedule
 from dsvid.stopping import Stopping
+from dsvid.tasks import Task, task_of
 from dsvid.watchdog import Watch
 from dsvid.weights.load import Start, open_start
 
@@ -62,6 +59,11 @@ class Job:
         return self.recipe.task == "pretrain"
 
     @property
+    def task(self) -> Task:
+        """What the recipe's task does."""
+        return task_of(self.recipe)
+
+    @property
     def test_list(self) -> str:
         """The list of the final test: data.test, else data.val, else nothing."""
         return "test" if self.recipe.data.test else "val" if self.recipe.data.val else ""
@@ -75,10 +77,12 @@ def resolve_job(
     recipe = load_recipe(recipe_name, ours)
     tree = deepspeed_json.load_ds_config(ds_config)
     spec = model_spec(recipe)
+    task = task_of(recipe)
     with torch.device("meta"):
-        make_objective(recipe, build_model(spec, seed=None))  # finds every size that does not fit, without memory
+        task.objective(recipe, build_model(spec, seed=None))  # finds every size that does not fit, without memory
     device = pick_device(ranks)
-    lists = {split: open_list(recipe, split) for split in ("train", "val", "test") if getattr(recipe.data, split)}
+    splits = [split for split in ("train", "val", "test") if getattr(recipe.data, split)]
+    lists = {split: task.open(recipe, split, log.info) for split in splits}
     if "train" not in lists:
         raise RecipeError("data.train is empty", expected="a list file, a data-set root or builtin")
     videos, limit = len(lists["train"]), recipe.data.train_limit
@@ -89,10 +93,10 @@ def resolve_job(
     if recipe.data.augment.policy:
         parse_policy(recipe.data.augment.policy)
     check_memory(recipe, schedule, ranks)
-    names = class_names(recipe)
-    for split, manifest in lists.items():
-        if recipe.task == "classify" and ranks.first:
-            report_empty_classes(manifest, split, recipe.model.num_classes, names, limit if split == "train" else 0)
+    task.class_names(recipe)
+    for remark in [remark for split in splits for remark in task.remarks(recipe, split)]:
+        if ranks.first:
+            log.warning("%s", remark)
     folder = RunFolder(out)
     folder.prepare(recipe, config, resume)
     if recipe.model.init and ranks.world == 1 and not folder.has_checkpoints():
@@ -109,12 +113,12 @@ def resolve_job(
 
 def check_memory(recipe: Recipe, schedule: Schedule, ranks: Ranks) -> None:
     """Raise DataError where this node's /dev/shm does not hold the batches of the loaders."""
-    evaluated = recipe.task == "classify" and (recipe.data.test or recipe.data.val)
+    evaluated = recipe.eval.batch if recipe.data.test or recipe.data.val else 0
     need = bytes_in_flight(
         recipe.data,
         batch_total=schedule.batch_total,
         batch_micro=schedule.batch_micro,
-        eval_batch=recipe.eval.batch if evaluated else 0,
+        eval_bytes=evaluated * task_of(recipe).eval_clip_bytes(recipe),
     )
     check_shared_memory(recipe.data, need, ranks_here=ranks_of_node(ranks))
 
@@ -148,53 +152,6 @@ def check_backends(recipe: Recipe, spec: ModelSpec, device: torch.device, precis
     ops.backend(device.type)
 
 
-def open_list(recipe: Recipe, split: str) -> Manifest:
-    """The list of a split, its labels checked for classification. Raises DataError for a line that does not fit."""
-    if getattr(recipe.data, split) == "builtin":
-        # Said aloud: the first call on a machine draws and encodes 2200 clips.
-        prepare(log=log.info)
-    manifest = open_split(getattr(recipe.data, split), split, recipe.data.root)
-    if recipe.task == "classify":
-        manifest.check_labels(recipe.model.num_classes, limit=recipe.data.train_limit if split == "train" else 0)
-    return manifest
-
-
-def report_empty_classes(manifest: Manifest, split: str, classes: int, names: list[str], limit: int) -> None:
-    """Warn of classes that no entry (of the first `limit`; 0 = all) belongs to: legitimate, but rarely meant."""
-    present = set(manifest.labels[:limit] if limit else manifest.labels)
-    empty = [names[i] if names else str(i) for i in range(classes) if i not in present]
-    if empty:
-        shown = ", ".join(empty[:8]) + (f" and {len(empty) - 8} more" if len(empty) > 8 else "")
-        effect = "the head cannot learn them" if split == "train" else "the mean over classes leaves them out"
-        log.warning(
-            "data.%s (%s) has no video of %d of %d classes: %s; %s",
-            split, manifest.source, len(empty), classes, shown, effect,
-        )  # fmt: skip
-
-
-def class_names(recipe: Recipe) -> list[str]:
-    """Names of the classes: those of data.labels, of the built-in clips, else none.
-
-    Raises DataError where the file has another number of lines than the model has classes.
-    """
-    if recipe.task != "classify":
-        return []
-    if not recipe.data.labels:
-        return list(CLASSES) if recipe.data.train == "builtin" else []
-    path = Path(recipe.data.labels).expanduser()
-    try:
-        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise DataError(f"data.labels={path} cannot be read", found=str(error), expected="a text file") from error
-    if len(names) != recipe.model.num_classes:
-        raise DataError(
-            f"data.labels={path} does not fit model.num_classes",
-            found=f"{len(names)} names",
-            expected=f"{recipe.model.num_classes}, one a line",
-        )
-    return names
-
-
 def model_spec(recipe: Recipe) -> ModelSpec:
     """The model that a recipe asks for."""
     model = recipe.model
@@ -220,23 +177,6 @@ def model_spec(recipe: Recipe) -> ModelSpec:
     )
 
 
-def make_objective(recipe: Recipe, model: Any) -> PretrainObjective | ClassifyObjective:
-    """The recipe's objective around `model`. Raises RecipeError where a ratio does not suit the grid."""
-    mean, std = recipe.data.mean, recipe.data.std
-    if recipe.task == "classify":
-        smoothing = recipe.classify.label_smoothing
-        return ClassifyObjective(model, model.grid, label_smoothing=smoothing, mean=mean, std=std)
-    return PretrainObjective(
-        model,
-        model.grid,
-        mask_ratio=recipe.pretrain.mask_ratio,
-        decoder_mask_ratio=recipe.pretrain.decoder_mask_ratio,
-        norm_pix=recipe.pretrain.norm_pix,
-        mean=mean,
-        std=std,
-    )
-
-
 def weights_config(recipe: Recipe, step: int) -> dict[str, Any]:
     """What `weights/config.json` says besides the format: the model, its input, its labels, where it comes from."""
     data = recipe.data
@@ -249,7 +189,7 @@ def weights_config(recipe: Recipe, step: int) -> dict[str, Any]:
             "view_fps": data.view_fps,
             "short_side": data.short_side or data.input_size,
         },
-        "labels": class_names(recipe),
+        "labels": task_of(recipe).class_names(recipe),
         "trained": {"steps": step, "clips": step * recipe.batch.total, "init": recipe.model.init}
         | ({"norm_pix": recipe.pretrain.norm_pix} if recipe.task == "pretrain" else {}),
     }
@@ -261,7 +201,7 @@ def build_engine(job: Job, *, fresh: bool, start: Start | None) -> Any:
     `start` holds model.init's weights, on rank 0.
     """
     recipe, spec = job.recipe, job.spec
-    objective: Any = ds.build_module(lambda: make_objective(recipe, build_model(spec, seed=None)), job.config)
+    objective: Any = ds.build_module(lambda: job.task.objective(recipe, build_model(spec, seed=None)), job.config)
     if fresh:
         given = share({f"model.{name}" for name in start.names} if start else set(), job.device)
         options = objective.model.init_options()
@@ -325,6 +265,7 @@ def make_loader(job: Job, step: int) -> TrainLoader:
         start_step=step,
         device_type=job.device.type,
         samples_per_epoch=job.recipe.run.samples_per_epoch,
+        reader=job.task.reader(job.recipe, "train"),
     )
 
 

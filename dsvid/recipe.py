@@ -14,14 +14,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dsvid.errors import RecipeError
+from dsvid.strict_yaml import load_yaml, parse_value
 
 RECIPE_FOLDER = Path(__file__).resolve().parent / "recipes"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MAX_YAML_BYTES = 1 << 18
-MAX_YAML_NODES = 5000
-MAX_YAML_DEPTH = 32
-MAX_NUMBER_LETTERS = 40
 
 
 class Section(BaseModel):
@@ -126,6 +123,36 @@ class ClassifyConfig(Section):
     label_smoothing: float = Field(0.1, ge=0, lt=1)
 
 
+class DetectFiles(Section):
+    truth: str = Field("", description="ground-truth csv; empty = the boxes of the annotations")
+    people: str = Field("", description="person boxes, json or csv; empty = the annotated boxes, with score 1")
+    excluded: str = Field("", description="csv of key frames that do not count; empty = none")
+
+
+SeedFault = Literal["swapped_sides", "cut_boxes", "batch_padding"]
+
+
+class DetectConfig(Section):
+    clips: str = Field("clips/trainval", description="folder of <video>/<second>.mp4, or of whole videos")
+    start_s: float = Field(0.0, ge=0, description="second of the first frame of whole videos")
+    video_list: str = Field("", description="names of the videos, whose places number images; for annotations as csv")
+    seconds: str = Field("902-1798", description="key frames of every video, for annotations as csv")
+    classes: tuple[int, ...] = Field((), description="class numbers that count, each a column; empty = 1, 2, 3, …")
+    person_score: float = Field(0.8, ge=0, le=1, description="person boxes below it are left out")
+    max_boxes: int = Field(100, ge=1, description="most boxes of a training clip")
+    colour: bool = Field(True, description="colour jitter in training")
+    exclude_training: str = Field("", description="csv of key frames that are not trained on; the seed trains on all")
+    loss_clips: float = Field(
+        0.0,
+        ge=0,
+        description="clips a GPU of the published run, whose loss grew with them; 0 = those of the micro-batch",
+    )
+    seed_faults: tuple[SeedFault, ...] = Field((), description="faults of the original code to have back (docs/ava.md)")
+    protocol: Literal["seed", "official", "mmaction2"] = "seed"
+    val: DetectFiles = DetectFiles()
+    test: DetectFiles = DetectFiles()
+
+
 class OptimConfig(Section):
     base_lr: float = Field(1.5e-4, gt=0)
     min_lr: float = Field(1e-5, ge=0, description="scaled like base_lr")
@@ -203,11 +230,12 @@ class RunConfig(Section):
 
 class Recipe(Section):
     about: About = About()
-    task: Literal["pretrain", "classify"] = "pretrain"
+    task: Literal["pretrain", "classify", "detect"] = "pretrain"
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     pretrain: PretrainConfig = PretrainConfig()
     classify: ClassifyConfig = ClassifyConfig()
+    detect: DetectConfig = DetectConfig()
     optim: OptimConfig = OptimConfig()
     batch: BatchConfig = BatchConfig()
     eval: EvalConfig = EvalConfig()
@@ -215,98 +243,6 @@ class Recipe(Section):
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
-
-
-_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """safe_load, with two traps closed: a key given twice is an error, and `1e-3` is a number (YAML 1.1 says text)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, (list, dict, set)):
-                raise RecipeError(f"line {key_node.start_mark.line + 1}: a key that is no word", found=key)
-            if key in seen:
-                raise RecipeError(
-                    f"line {key_node.start_mark.line + 1}: key given twice",
-                    found=key,
-                    expected="each key once",
-                    fix="delete one of them",
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """The parser makes node after node, so that a hostile file ends here, and not after minutes."""
-        if self.check_event(yaml.events.AliasEvent):
-            raise RecipeError("YAML aliases are not read", expected="plain values (an alias can blow up a tiny file)")
-        self.nodes, self.level = getattr(self, "nodes", 0) + 1, getattr(self, "level", 0) + 1
-        if self.nodes > MAX_YAML_NODES or self.level > MAX_YAML_DEPTH:
-            raise RecipeError(
-                f"line {parent.start_mark.line + 1 if parent else 1}: too much for a recipe",
-                found=f"value {self.nodes}, {self.level} levels deep",
-                expected=f"at most {MAX_YAML_NODES} values, {MAX_YAML_DEPTH} levels",
-            )
-        node = super().compose_node(parent, index)
-        self.level -= 1
-        return node
-
-    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
-        # A whole number of a million digits, or of `1:59:59:…`, takes Python minutes.
-        if node.tag in _NUMBERS and len(node.value) > MAX_NUMBER_LETTERS:
-            raise RecipeError(
-                f"line {node.start_mark.line + 1}: not a number that a recipe can hold",
-                found=f"{len(node.value)} letters, {node.value[:20]}…",
-                expected=f"at most {MAX_NUMBER_LETTERS}",
-            )
-        return super().construct_scalar(node)
-
-
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
-def parse_value(text: str) -> Any:
-    """The value of an `a.b=v` override: YAML rules, so `false`, `3`, `1e-3`, `[0.9, 0.95]` are what they look like."""
-    if text == "":
-        return ""
-    try:
-        return yaml.load(text, _StrictLoader)
-    except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist
-        return text
-
-
-def load_yaml(path: Path) -> dict[str, Any]:
-    """Read a recipe file as a plain tree. Raises RecipeError with the path (and the line where there is one)."""
-    if not path.is_file():
-        raise RecipeError(f"recipe file {path}", found="nothing there" if not path.exists() else "not a file")
-    if path.stat().st_size > MAX_YAML_BYTES:
-        raise RecipeError(
-            f"recipe file {path}", found=f"{path.stat().st_size} bytes", expected="at most 256 KB of YAML"
-        )
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"recipe file {path}", found=f"not text ({error.reason})", expected="a YAML file") from error
-    except (ValueError, OSError) as error:  # a date that does not exist, a file that may not be read
-        raise RecipeError(f"recipe file {path} cannot be read", found=str(error).partition("\n")[0]) from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"recipe file {path}: not valid YAML", found=" ".join(str(error).split())) from error
-    except RecipeError as error:
-        raise RecipeError(
-            f"recipe file {path}, {error.what}", found=error.found, expected=error.expected, fix=error.fix
-        ) from error
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict):
-        raise RecipeError(f"recipe file {path}", found=type(tree).__name__, expected="`key: value` lines")
-    return tree
 
 
 def recipe_names() -> list[str]:
@@ -437,7 +373,9 @@ def _check(recipe: Recipe) -> None:
             fix=f"batch.{key}={max(1, getattr(recipe.batch, key) // repeat) * repeat}",
         )
     _check_training(recipe)
-    if recipe.data.flip > 0 and "builtin" in (recipe.data.train, recipe.data.val, recipe.data.test):
+    if recipe.task == "detect":
+        _check_detect(recipe)
+    elif recipe.data.flip > 0 and "builtin" in (recipe.data.train, recipe.data.val, recipe.data.test):
         raise RecipeError(
             "data.flip with the built-in clips",
             found=f"data.flip={recipe.data.flip}",
@@ -462,7 +400,7 @@ def _check(recipe: Recipe) -> None:
 
 def _check_training(recipe: Recipe) -> None:
     model, augment = recipe.model, recipe.data.augment
-    if recipe.task != "classify":
+    if recipe.task == "pretrain":
         for key, on in (
             ("data.augment.mixup and cutmix", augment.mixes),
             ("model.linear_probe", model.linear_probe),
@@ -470,7 +408,7 @@ def _check_training(recipe: Recipe) -> None:
             ("model.head_map", bool(model.head_map)),
         ):
             if on:
-                raise RecipeError(f"{key}: only for task classify", found=f"task={recipe.task}", fix="leave it out")
+                raise RecipeError(f"{key}: only for fine-tuning", found="task=pretrain", fix="leave it out")
     if model.linear_probe and model.freeze_blocks:
         raise RecipeError(
             "model.linear_probe and model.freeze_blocks are both set",
@@ -493,6 +431,44 @@ def _check_training(recipe: Recipe) -> None:
                 found=f"[{low}, {high}]",
                 expected="0 < low <= high" + ("" if key == "crop_aspect" else " <= 1"),
             )
+
+
+def _check_detect(recipe: Recipe) -> None:
+    model, data, detect = recipe.model, recipe.data, recipe.detect
+    if model.num_classes < 1 or (detect.classes and len(detect.classes) != model.num_classes):
+        raise RecipeError(
+            "task detect needs the number of classes",
+            found=f"model.num_classes={model.num_classes}, {len(detect.classes)} detect.classes",
+            expected="80 for AVA, or as many as detect.classes lists",
+            fix=f"model.num_classes={len(detect.classes) or 80}",
+        )
+    if model.final_norm != "ava":
+        raise RecipeError(
+            "task detect needs the norm over all tokens", found=f"model.final_norm={model.final_norm}",
+            fix="model.final_norm=ava",
+        )  # fmt: skip
+    if data.short_side < data.input_size:
+        raise RecipeError(
+            "data.short_side is shorter than the crop",
+            found=f"short_side={data.short_side}, input_size={data.input_size}",
+            expected="the short side of the frames before the crop", fix="data.short_side=256 data.input_size=224",
+        )  # fmt: skip
+    if (data.val or data.test) and "builtin" in (data.train, data.val, data.test) and data.flip > 0:
+        raise RecipeError("data.flip with the built-in figures: left would be right", fix="data.flip=0")
+    plain, views = DataConfig(), EvalConfig()
+    for key, value, needed in (
+        ("data.crop", data.crop, "random"),
+        ("data.num_sample", data.num_sample, 1),
+        ("data.view_fps", data.view_fps, None),
+        ("data.sampling", data.sampling, plain.sampling),
+        ("data.augment", data.augment, plain.augment),
+        ("data.cache_mb", data.cache_mb, 0),
+        ("eval.segments", recipe.eval.segments, views.segments),
+        ("eval.crops", recipe.eval.crops, views.crops),
+        ("eval.merge", recipe.eval.merge, views.merge),
+    ):
+        if value != needed:
+            raise RecipeError(f"{key} has no effect in task detect", found=value, expected=needed, fix="leave it out")
 
 
 def dump_yaml(recipe: Recipe) -> str:

@@ -17,9 +17,10 @@ from dsvid import __version__
 from dsvid.documents import read_json
 from dsvid.errors import CheckpointError, DsvidError
 from dsvid.publish import publish_text
-from dsvid.recipe import Recipe, build_recipe, dump_yaml, load_yaml
+from dsvid.recipe import Recipe, build_recipe, dump_yaml
 from dsvid.redact import redact
 from dsvid.runtime import Ranks, log
+from dsvid.strict_yaml import load_yaml
 
 # Keys that may differ between the starts of one run: they change neither the data nor the numbers.
 FREE_ON_RESUME = (
@@ -27,6 +28,7 @@ FREE_ON_RESUME = (
     "run.bad_steps", "run.spike_", "run.max_time", "run.watchdog_s", "run.save_timeout_s",
     "run.images_every", "data.num_workers", "data.prefetch", "data.cache_mb", "data.decoder", "data.val", "data.test",
     "data.max_bad_fraction", "data.bad_grace", "data.labels", "model.attention", "model.compile", "batch.micro",
+    "detect.val", "detect.test", "detect.protocol", "detect.person_score",
 )  # fmt: skip
 
 

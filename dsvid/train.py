@@ -23,7 +23,6 @@ from torch import Tensor
 from dsvid import checkpoint, startup
 from dsvid import engine as ds
 from dsvid.announcement import announce
-from dsvid.data.manifest import open_split
 from dsvid.health import Own, Verdict
 from dsvid.job import Job, build_engine, counted, make_bad_clips, make_loader, make_monitor, read_start, resolve_job
 from dsvid.monitor import Monitor
@@ -147,7 +146,7 @@ def finish(job: Job, state: State, step: int) -> None:
     publish_weights(job, state, step, job.folder.weights)
     if state.average is not None:
         publish_weights(job, state, step, job.folder.weights_average, average=True)
-    if not job.pretrain and job.test_list:
+    if job.task.scored and job.test_list:
         test(job, state, step)
 
 
@@ -219,9 +218,9 @@ def picture_due(job: Job, step: int) -> bool:
 
 
 def validation_due(job: Job, step: int) -> bool:
-    """Whether data.val is evaluated: classification only, every eval.every_epochs and at the end."""
+    """Whether data.val is evaluated: every eval.every_epochs and at the end, where the task has an evaluation."""
     every = job.recipe.eval.every_epochs * job.schedule.steps_per_epoch
-    if job.pretrain or not job.recipe.data.val or not every:
+    if not job.task.scored or not job.recipe.data.val or not every:
         return False
     return is_due(step, every) or step == job.schedule.stop_step
 
@@ -233,8 +232,8 @@ def judge(job: Job, state: State, step: int, taken: ds.Step, loss: float, seen: 
     """
     if taken.applied:
         return state.health.step_taken(step, loss)
-    videos = open_split(job.recipe.data.train, "train", job.recipe.data.root)
-    own = Own([float(loss) for loss, _ in seen], [[videos[i].path for i in index.tolist()] for _, index in seen])
+    videos = job.task.open(job.recipe, "train")
+    own = Own([float(loss) for loss, _ in seen], [[videos.path(i) for i in index.tolist()] for _, index in seen])
     return state.health.step_skipped(step, own, grad_norm=taken.grad_norm, scaled=job.facts["precision"] == "fp16")
 
 

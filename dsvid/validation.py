@@ -9,16 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from dsvid.data.loader import eval_batches
-from dsvid.data.manifest import open_split
 from dsvid.errors import CheckpointError, DsvidError
-from dsvid.evaluate import Evaluation, evaluate, unreadable_list, write_result
-from dsvid.job import Job, class_names, counted, make_bad_clips, make_monitor, weights_config
+from dsvid.job import Job, counted, make_bad_clips, make_monitor, weights_config
 from dsvid.monitor import Monitor
 from dsvid.runtime import log, on_first
 from dsvid.state import State
+from dsvid.tasks import Ranked, Result, unreadable_split
+from dsvid.tasks.task import Batches
 from dsvid.weights.consolidate import consolidate
 from dsvid.weights.folder import check_finite, read_config, write_folder
 
@@ -45,32 +42,18 @@ def publish_weights(
     on_first(job.ranks, job.device, "consolidating the weights", publish)
 
 
-def evaluate_split(job: Job, state: State, split: str, *, segments: int = 1, crops: int = 1) -> Evaluation:
-    """Evaluate a split on all ranks, one view a video unless told otherwise. A collective."""
-    recipe = job.recipe
-    views = eval_batches(
-        recipe.data,
-        split,
-        segments=segments,
-        crops=crops,
-        rank=job.ranks.rank,
-        world=job.ranks.world,
-        batch=recipe.eval.batch,
-        device_type=job.device.type,
-    )
-    manifest = open_split(getattr(recipe.data, split), split, recipe.data.root)
-    result = evaluate(
-        state.engine.module,
-        job.stop.watched(job.watch.seen(views), job.watch.enter, f"{split} "),
-        labels=np.asarray(manifest.labels, dtype=np.int64),
-        views=segments * crops,
-        device=job.device,
-        merge=recipe.eval.merge,
-    )
+def evaluate_split(job: Job, state: State, split: str, *, final: bool = False) -> Result:
+    """Evaluate a split on all ranks: as a validation, or `final`, as the recipe's test. A collective."""
+
+    def watched(batches: Batches) -> Batches:
+        return job.stop.watched(job.watch.seen(batches), job.watch.enter, f"{split} ")
+
+    where = Ranked(job.ranks.rank, job.ranks.world, job.device, watched)
+    result = job.task.evaluate(job.recipe, state.engine.module, split, where, final=final)
     if job.ranks.first:
         counted({"index": [], "bad": result.unreadable, "notes": [], "short": result.short}, make_bad_clips(job))
-    if not result.views.any():  # the same on all ranks
-        raise unreadable_list(split, result)
+    if not result.any_read:  # the same on all ranks
+        raise unreadable_split(split, result)
     return result
 
 
@@ -82,17 +65,18 @@ def validate(job: Job, state: State, monitor: Monitor, step: int) -> None:
     val = on_first(job.ranks, job.device, "reading data.val", lambda: val_list(job))
     rows = on_first(job.ranks, job.device, "reading metrics.jsonl", lambda: validations(job.folder.metrics, val))
     if not any(row["step"] == step for row in rows):
-        numbers = evaluate_split(job, state, "val").numbers()
-        row = {"kind": "eval", "split": "val", "step": step, "list": val, **numbers}
+        result = evaluate_split(job, state, "val")
+        row = {"kind": "eval", "split": "val", "step": step, "list": val, **result.numbers()}
         if state.average is not None:
             with state.average.in_place():
                 theirs = evaluate_split(job, state, "val").numbers()
-            row |= {f"ema_{key}": theirs[key] for key in ("top1", "top5", "mean_class")}
+            row |= {f"ema_{key}": value for key, value in theirs.items() if isinstance(value, float)}
         monitor.write(row)
         rows.append(on_first(job.ranks, job.device, "validating", lambda: row))
-        shown = " ".join(f"{key} {row[key]:.2f}" for key in ("top1", "top5", "ema_top1") if key in row)
-        monitor.say(f"val at step {step}: {shown}, {numbers['videos']} videos")
-    best = best_of(rows)
+        scored = f"ema_{job.task.scored}"
+        average = f", moving average {row[scored]:.4g}" if scored in row else ""
+        monitor.say(f"val at step {step}: {result.line()}{average}")
+    best = best_of(rows, job.task.scored)
     if best is None or best["steps"] != step:
         return
     if not on_first(job.ranks, job.device, "reading weights_best", lambda: holds(job.folder.weights_best, best)):
@@ -109,18 +93,18 @@ def validations(metrics: Path, val: str) -> list[dict[str, Any]]:
     return [row for row in map(json.loads, lines) if row.get("list") == val]
 
 
-def best_of(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The first step with the highest top-1, and whether it is the average's; None where there is none."""
+def best_of(rows: list[dict[str, Any]], scored: str) -> dict[str, Any] | None:
+    """The first step with the highest number `scored`, and whether it is the average's; None where there is none."""
     seen = [
-        (row[key], -row["step"], key == "top1")
+        (row[key], -row["step"], key == scored)
         for row in rows
-        for key in ("top1", "ema_top1")
+        for key in (scored, f"ema_{scored}")
         if row.get(key) is not None
     ]
     if not seen:
         return None
-    top1, step, own = max(seen)
-    return {"steps": -step, "top1": top1, "average": not own, "list": rows[0]["list"]}
+    value, step, own = max(seen)
+    return {"steps": -step, scored: value, "average": not own, "list": rows[0]["list"]}
 
 
 def holds(folder: Path, best: dict[str, Any]) -> bool:
@@ -133,27 +117,23 @@ def holds(folder: Path, best: dict[str, Any]) -> bool:
 
 def val_list(job: Job) -> str:
     """Which list data.val is: numbers on another one cannot be compared."""
-    return open_split(job.recipe.data.val, "val", job.recipe.data.root).sha256[:16]
+    return job.task.open(job.recipe, "val").sha256[:16]
 
 
 def test(job: Job, state: State, step: int) -> None:
-    """The final multi-view test of the last weights: a line in metrics.jsonl, and the files of test/."""
-    settings, split = job.recipe.eval, job.test_list
-    result = evaluate_split(job, state, split, segments=settings.segments, crops=settings.crops)
-    extra = {"split": split, "segments": settings.segments, "crops": settings.crops, "step": step}
+    """The final test of the last weights: a line in metrics.jsonl, and the files of test/."""
+    split, scored = job.test_list, job.task.scored
+    result = evaluate_split(job, state, split, final=True)
+    extra: dict[str, Any] = {"step": step}
     if state.average is not None:
         with state.average.in_place():
-            theirs = evaluate_split(job, state, split, segments=settings.segments, crops=settings.crops)
-        extra |= {f"ema_{key}": value for key, value in theirs.numbers().items() if key in ("top1", "top5")}
+            theirs = evaluate_split(job, state, split, final=True)
+        extra |= {f"ema_{key}": value for key, value in theirs.numbers().items() if key in (scored, "top5")}
     if not job.ranks.first:
         return
-    manifest = open_split(getattr(job.recipe.data, split), split, job.recipe.data.root)
-    paths = [manifest[index].path for index in range(len(manifest))]
-    numbers = write_result(job.folder.out / "test", result, class_names(job.recipe), paths, extra=extra)
+    numbers = job.task.write(job.recipe, result, split, job.folder.out / "test", extra)
     monitor = make_monitor(job, step, retest=True)
-    monitor.write({"kind": "eval", "final": True, **{key: value for key, value in numbers.items() if key != "classes"}})
+    flat = {key: value for key, value in numbers.items() if not isinstance(value, (list, dict))}
+    monitor.write({"kind": "eval", "final": True, **flat})
     monitor.close()
-    log.info(
-        "test      top-1 %.2f %% top-5 %.2f %% on %d videos, %d unreadable, %d x %d views",
-        numbers["top1"], numbers["top5"], numbers["videos"], numbers["unreadable"], settings.segments, settings.crops,
-    )  # fmt: skip
+    log.info("test      %s", result.line())

@@ -12,10 +12,11 @@ import pytest
 
 from dsvid import deepspeed_json, train
 from dsvid.cli import COMMANDS
-from dsvid.job import make_objective, model_spec
+from dsvid.job import model_spec
 from dsvid.models.spec import build_model
 from dsvid.recipe import load_recipe, recipe_names
 from dsvid.schedule import resolve_schedule
+from dsvid.tasks import task_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dsvid"
@@ -25,7 +26,8 @@ SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 MAY_IMPORT = {
     "errors": set(),
     "documents": set(),
-    "recipe": {"documents"},
+    "strict_yaml": set(),
+    "recipe": {"documents", "strict_yaml"},
     "schedule": {"recipe"},
     "deepspeed_json": {"documents", "recipe", "schedule"},
     "tokens": set(),
@@ -53,13 +55,16 @@ MAY_IMPORT = {
     "engine": {"recipe", "deepspeed_json", "optim", "runtime"},
     "partition": {"weights"},
     "averaging": {"partition", "runtime", "weights"},
-    "runfolder": {"documents", "publish", "recipe", "redact", "runtime"},
+    "runfolder": {"documents", "publish", "recipe", "redact", "runtime", "strict_yaml"},
     "checkpoint": {"documents", "engine", "partition", "publish", "runfolder", "runtime", "weights"},
     "health": {"runtime"},
     "monitor": {"documents", "runtime"},
     "predict": {"data", "metrics", "objectives", "timeline", "weights"},
     "show": {"data", "overlay", "publish", "timeline"},
     "evaluate": {"objectives", "data", "metrics", "pictures", "publish"},
+    "detection_report": {"metrics", "pictures", "publish"},
+    "detection": {"objectives", "data", "metrics", "detection_report"},
+    "tasks": {"documents", "data", "detection", "evaluate", "models", "objectives", "recipe"},
     "job": {
         "documents",
         "optim",
@@ -71,15 +76,15 @@ MAY_IMPORT = {
         "data",
         "models",
         "monitor",
-        "objectives",
         "ops",
         "runtime",
         "stopping",
+        "tasks",
         "watchdog",
         "weights",
     },
     "state": {"averaging", "checkpoint", "health", "job", "partition", "runtime"},
-    "validation": {"data", "evaluate", "job", "monitor", "runtime", "state", "weights"},
+    "validation": {"job", "monitor", "runtime", "state", "tasks", "weights"},
     "outcome": {"rendezvous", "rollcall", "runtime", "stopping"},
     "startup": {"publish", "engine", "job", "lock", "rendezvous", "rollcall", "runtime", "stopping", "watchdog"},
     "announcement": {"data", "engine", "job", "ops", "runtime", "state"},
@@ -182,7 +187,7 @@ def test_every_recipe_builds_with_every_config_on_every_hostfile(name: str) -> N
 
     recipe = load_recipe(name)
     with torch.device("meta"):
-        make_objective(recipe, build_model(model_spec(recipe), seed=None))
+        task_of(recipe).objective(recipe, build_model(model_spec(recipe), seed=None))
     for hostfile in sorted((ROOT / "hostfiles").iterdir()):
         lines = [line for line in hostfile.read_text().splitlines() if not line.startswith("#")]
         world = sum(int(line.split("slots=")[1]) for line in lines)

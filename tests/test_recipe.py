@@ -12,11 +12,10 @@ from dsvid.recipe import (
     build_recipe,
     dump_yaml,
     load_recipe,
-    load_yaml,
-    parse_value,
     recipe_names,
     split_overrides,
 )
+from dsvid.strict_yaml import load_yaml, parse_value
 
 
 @pytest.mark.parametrize(

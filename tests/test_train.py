@@ -45,7 +45,8 @@ def test_pictures_come_in_pre_training_and_at_its_end() -> None:
 
 def test_validation_comes_with_the_epochs_and_at_the_end() -> None:
     recipe = SimpleNamespace(eval=SimpleNamespace(every_epochs=1), data=SimpleNamespace(val="builtin"))
-    classify = job(recipe=recipe, schedule=SimpleNamespace(stop_step=8, steps_per_epoch=3), pretrain=False)
+    plan, task = SimpleNamespace(stop_step=8, steps_per_epoch=3), SimpleNamespace(scored="top1")
+    classify = job(recipe=recipe, schedule=plan, task=task)
     assert [step for step in range(1, 9) if validation_due(classify, step)] == [3, 6, 8]
 
 
@@ -75,7 +76,7 @@ def test_a_recipe_without_a_published_run_is_not_compared() -> None:
 
 def test_the_best_so_far_is_read_from_the_metrics(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    assert validations(path, "a") == [] and best_of([]) is None
+    assert validations(path, "a") == [] and best_of([], "top1") is None
     rows = [
         {"kind": "train", "step": 1, "loss": 99.0},
         {"kind": "eval", "split": "val", "list": "a", "step": 2, "top1": 40.0, "ema_top1": 43.0},
@@ -84,9 +85,9 @@ def test_the_best_so_far_is_read_from_the_metrics(tmp_path: Path) -> None:
         {"kind": "eval", "split": "val", "list": "a", "step": 4, "top1": None},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert best_of(validations(path, "a")) == {"steps": 2, "top1": 43.0, "average": True, "list": "a"}
-    assert best_of(validations(path, "b")) == {"steps": 3, "top1": 80.0, "average": False, "list": "b"}
+    assert best_of(validations(path, "a"), "top1") == {"steps": 2, "top1": 43.0, "average": True, "list": "a"}
+    assert best_of(validations(path, "b"), "top1") == {"steps": 3, "top1": 80.0, "average": False, "list": "b"}
     with path.open("a") as file:
         file.write(json.dumps({"list": "a", "step": 6, "top1": 43.0, "ema_top1": 41.0}) + "\n")
-    best = best_of(validations(path, "a"))
+    best = best_of(validations(path, "a"), "top1")
     assert best is not None and best["steps"] == 2, "the first of equals stays"

@@ -61,10 +61,11 @@ def _json(args: argparse.Namespace) -> None:
     from dsvid.data import ava_annotations
     from dsvid.data.ava_clips import video_size
     from dsvid.data.ava_files import ImageNumbers, read_boxes, read_video_list
+    from dsvid.data.ava_split import seconds_of
     from dsvid.data.decode import quiet_decoders
 
     quiet_decoders()
-    seconds = _seconds(args.seconds)
+    seconds = seconds_of(args.seconds)
     numbers = ImageNumbers()
     read_boxes(args.gt, numbers)
     sizes = {video: video_size(args.clips, video) for video in sorted({video for video, _ in numbers.keys})}
@@ -91,12 +92,3 @@ def _generate(args: argparse.Namespace) -> None:
     )
     for name, path in paths.items():
         print(f"{name:<18} {path}")
-
-
-def _seconds(text: str) -> range:
-    from dsvid.errors import DataError
-
-    first, dash, last = text.partition("-")
-    if not (dash and first.isdigit() and last.isdigit() and int(first) <= int(last)):
-        raise DataError("--seconds", found=text, expected="the first and the last key frame, as 902-1798")
-    return range(int(first), int(last) + 1)

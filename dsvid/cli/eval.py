@@ -1,4 +1,4 @@
-"""`dsvid eval --weights W --recipe R`: multi-view test of a fine-tuned model, on one rank or many."""
+"""`dsvid eval --weights W --recipe R`: test of a fine-tuned model, on one rank or many."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", required=True, help="shipped name or YAML file: data.test, eval.segments, eval.crops"
     )
-    parser.add_argument("--out", type=Path, default=None, help="folder for result.json, predictions.csv, confusion.png")
+    parser.add_argument("--out", type=Path, default=None, help="folder for result.json and what else the task writes")
     parser.add_argument("--split", choices=("test", "val"), default="test")
     parser.add_argument("--play", choices=("forwards", "backwards", "still"), default="forwards",
                         help="play clips backwards, or their middle frame only")  # fmt: skip
@@ -33,16 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate and print; rank 0 writes. Raises DataError where no video could be read."""
-    import numpy as np
     import torch
 
     from dsvid import engine as ds
-    from dsvid.data.loader import eval_batches
-    from dsvid.evaluate import evaluate, unreadable_list
-    from dsvid.job import make_objective, open_list
-    from dsvid.objectives import ClassifyObjective
     from dsvid.recipe import load_recipe, split_overrides
-    from dsvid.runtime import pick_device, read_ranks, start_log
+    from dsvid.runtime import log, pick_device, read_ranks, start_log
+    from dsvid.tasks import Ranked, task_of, unreadable_split
     from dsvid.weights.card import read_card
 
     ranks = read_ranks()
@@ -51,37 +47,31 @@ def run(args: argparse.Namespace) -> None:
     if theirs:
         raise RecipeError("dsvid eval has no DeepSpeed JSON", found=f"ds.{next(iter(theirs))}", fix="leave it out")
     recipe = load_recipe(args.recipe, ours)
-    if recipe.task != "classify":
-        raise RecipeError("dsvid eval tests classification recipes", found=f"task: {recipe.task}", expected="classify")
+    task = task_of(recipe)
+    if not task.scored:
+        raise RecipeError(
+            "dsvid eval tests fine-tuned models", found=f"task: {recipe.task}", expected="classify, detect"
+        )
     check_out(args.out)
-    manifest = open_list(recipe, args.split)
+    task.open(recipe, args.split, log.info)
     card = read_card(args.weights)
     # model.init_family tells of the weights that the training began with
     family = args.family or ("auto" if card.model else recipe.model.init_family)
     model = fine_tuned(args.weights, recipe, family)
     recipe = with_pixels(recipe, card.input)
-    names = names_of_classes(recipe, args.split, list(card.labels))
     device = pick_device(ranks)
     if ranks.world > 1:
         ds.start_distributed(device, ranks)
-    objective = make_objective(recipe, model)
-    assert isinstance(objective, ClassifyObjective)
-    objective.to(device)
-    settings = recipe.eval
-    views = eval_batches(
-        recipe.data, args.split, segments=settings.segments, crops=settings.crops, rank=ranks.rank, world=ranks.world,
-        batch=settings.batch, reverse=args.play == "backwards", freeze=args.play == "still", device_type=device.type,
-    )  # fmt: skip
-    labels = np.asarray(manifest.labels, dtype=np.int64)
-    count = settings.segments * settings.crops
-    result = evaluate(objective, views, labels=labels, views=count, device=device, merge=settings.merge)
+    objective = task.objective(recipe, model).to(device)
+    where = Ranked(ranks.rank, ranks.world, device)
+    result = task.evaluate(recipe, objective, args.split, where, final=True, play=args.play)
     if ranks.first:
-        report(args, recipe, result, names, [manifest[index].path for index in range(len(manifest))])
+        report(args, recipe, result, list(card.labels))
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-    if not result.views.any():
-        raise unreadable_list(args.split, result)
+    if not result.any_read:
+        raise unreadable_split(args.split, result)
 
 
 def check_out(out: Path | None) -> None:
@@ -109,7 +99,7 @@ def fine_tuned(path: Path, recipe: Recipe, family: str) -> Any:
     model, report = load_model(path, family=family, attention=recipe.model.attention, **said_by(recipe, path))
     if report.missing or not model.num_classes:
         raise CheckpointError(
-            f"--weights {path} is not a fine-tuned classifier",
+            f"--weights {path} is not a fine-tuned model",
             found=f"no {', '.join(report.missing[:3]) or 'head.weight'}",
             expected="weights with a head",
             fix=f"fine-tune them first: deepspeed dsvid/train.py --recipe finetune_… model.init={path}",
@@ -135,6 +125,8 @@ def said_by(recipe: Recipe, path: Path) -> dict[str, Any]:
     said: dict[str, Any] = {"num_frames": recipe.data.num_frames, "image_size": recipe.data.input_size}
     if read_card(path).model.get("arch"):
         return said
+    if recipe.task != "classify":
+        said["task"] = recipe.task
     said["final_norm_policy"] = model.final_norm
     if model.positions != "sincos_flat":
         said["positions"] = model.positions
@@ -158,56 +150,57 @@ def with_pixels(recipe: Recipe, stated: Mapping[str, Any]) -> Recipe:
 
 def names_of_classes(recipe: Recipe, split: str, stored: list[str]) -> list[str]:
     """data.labels, else the names in the weights, else those of the built-in clips where they are evaluated."""
-    from dsvid.job import class_names
+    from dsvid.tasks import task_of
 
-    if recipe.data.labels:
-        return class_names(recipe)
+    names = task_of(recipe).class_names(recipe)
+    if recipe.data.labels or recipe.task != "classify":
+        return names
     if len(stored) == recipe.model.num_classes:
         return stored
-    return class_names(recipe) if getattr(recipe.data, split) == "builtin" else []
+    return names if getattr(recipe.data, split) == "builtin" else []
 
 
-def report(args: argparse.Namespace, recipe: Recipe, result: Any, names: list[str], paths: list[str]) -> None:
+def report(args: argparse.Namespace, recipe: Recipe, result: Any, stored: list[str]) -> None:
     """Write the result where --out says, print it, and name what could not be counted."""
-    import numpy as np
-
-    from dsvid.data.builtin import REVERSED
-    from dsvid.evaluate import write_result
-    from dsvid.metrics.classification import topk_accuracy
     from dsvid.runtime import log
+    from dsvid.tasks import task_of
 
-    settings = recipe.eval
-    extra: dict[str, Any] = {
-        "split": args.split,
-        "play": args.play,
-        "segments": settings.segments,
-        "crops": settings.crops,
-        "merge": settings.merge,
-    }
-    if getattr(recipe.data, args.split) == "builtin":
-        opposite = np.asarray(REVERSED)[result.labels]
-        extra["opposite_top1"] = topk_accuracy(result.scores, opposite, ks=(1,))[0]
+    extra: dict[str, Any] = {"play": args.play}
+    names = names_of_classes(recipe, args.split, stored)
+    if recipe.task == "classify":
+        extra |= classified(args.split, recipe, result, names)
+    log.info("%s", result.line())
     shown = result.numbers() | extra
-    log.info(
-        "%s",
-        " ".join(
-            f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items()
-        ),
-    )
-    empty = [
-        names[i] if i < len(names) else str(i) for i, count in enumerate(result.confusion.sum(axis=1)) if not count
-    ]
-    if empty:
-        more = f" and {len(empty) - 8} more" if len(empty) > 8 else ""
-        log.warning("%d classes have no video in data.%s: %s%s", len(empty), args.split, ", ".join(empty[:8]), more)
+    log.info("%s", " ".join(f"{key} {v:.4g}" if isinstance(v, float) else f"{key} {v}" for key, v in shown.items()))
     for record in result.unreadable[:10]:
         log.warning("unreadable: %s", record["error"])
     if result.short:
         log.warning(
             "%d videos have fewer frames than %d frames at distance %d in %d segments ask for: frames are repeated; "
             "the first is %s (data.num_frames, data.sampling_rate, eval.segments)",
-            len(result.short), recipe.data.num_frames, recipe.data.sampling_rate, settings.segments, result.short[0][1],
+            len(result.short), recipe.data.num_frames, recipe.data.sampling_rate, recipe.eval.segments,
+            result.short[0][1],
         )  # fmt: skip
     if args.out:
-        write_result(args.out, result, names, paths, extra=extra)
+        task_of(recipe).write(recipe, result, args.split, args.out, extra, names)
         log.info("written to %s", args.out)
+
+
+def classified(split: str, recipe: Recipe, result: Any, names: list[str]) -> dict[str, Any]:
+    """What a classification says besides: classes without a video, and the opposite motions of the built-in clips."""
+    import numpy as np
+
+    from dsvid.data.builtin import REVERSED
+    from dsvid.metrics.classification import topk_accuracy
+    from dsvid.runtime import log
+
+    empty = [
+        names[i] if i < len(names) else str(i) for i, count in enumerate(result.confusion.sum(axis=1)) if not count
+    ]
+    if empty:
+        more = f" and {len(empty) - 8} more" if len(empty) > 8 else ""
+        log.warning("%d classes have no video in data.%s: %s%s", len(empty), split, ", ".join(empty[:8]), more)
+    if getattr(recipe.data, split) != "builtin":
+        return {}
+    opposite = np.asarray(REVERSED)[result.labels]
+    return {"opposite_top1": topk_accuracy(result.scores, opposite, ks=(1,))[0]}

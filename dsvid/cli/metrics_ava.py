@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> None:
     """Read, score, print, write. Raises DataError."""
     from dsvid.cli.metrics import write_json
     from dsvid.data.ava_files import ImageNumbers, read_boxes, read_exclusions, read_label_map
+    from dsvid.detection_report import write_report
     from dsvid.metrics import ava, ava_report
 
     names = read_label_map(args.labels)
@@ -55,26 +56,6 @@ def run(args: argparse.Namespace) -> None:
         write_report(args.out, scores, names)
     if args.json:
         write_json(args.json, ava_report.result_json(scores, names))
-
-
-def write_report(folder: Path, scores: AvaScores, names: dict[int, str]) -> None:
-    """result.json, classes.csv, classes.png, inference/result.log. Raises DataError where they cannot be written."""
-    import json
-
-    from dsvid.errors import DataError
-    from dsvid.metrics import ava_report
-    from dsvid.pictures import bar_picture, save_png
-    from dsvid.publish import publish_text
-
-    bars = {names[int(label)]: float(ap) for label, ap in zip(scores.classes, scores.ap, strict=True)}
-    title = f"AP in percent, {scores.protocol.name} protocol; mean {100 * scores.mean:.2f}"
-    try:
-        publish_text(folder / "inference" / "result.log", ava_report.result_log(scores, names))
-        publish_text(folder / "classes.csv", ava_report.class_table(scores, names))
-        save_png(bar_picture(bars, title=title), folder / "classes.png")
-        publish_text(folder / "result.json", json.dumps(ava_report.result_json(scores, names), indent=1) + "\n")
-    except OSError as error:
-        raise DataError(f"{folder} cannot be written", found=str(error), fix="--out another folder") from error
 
 
 def _print(scores: AvaScores, names: dict[int, str]) -> None:

@@ -7,7 +7,7 @@ number k is column k - 1, or its place in a list of custom classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,15 @@ class AvaSamples:
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    def first_of(self, count: int) -> AvaSamples:
+        """The first `count` samples, or all where there are fewer."""
+        count = min(count, len(self))
+        boxes = int(self.first[count])
+        return replace(
+            self, frames=self.frames[:count], ids=self.ids[:count], first=self.first[: count + 1],
+            boxes=self.boxes[:boxes], packed=self.packed[:boxes], scores=self.scores[:boxes],
+        )  # fmt: skip
 
     def __getitem__(self, number: int) -> AvaSample:
         part = slice(int(self.first[number]), int(self.first[number + 1]))

@@ -9,7 +9,7 @@ numbers of a video depend on (seed, split, number) only.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from dsvid.data.ava_annotations import annotations_from_csv, annotations_json, write_json
 from dsvid.data.builtin import FPS, write_clip
+from dsvid.data.made_once import cache_folder, made_once
 from dsvid.errors import DataError
 from dsvid.publish import publish_text
 
@@ -30,6 +31,8 @@ NAMES = {**MOTIONS, NEAR: "near another figure"}
 NEAR_PIXELS = 26.0  # between the centres: half of the figures have one so near
 HALF = FPS // 2  # frames of one motion before and after a key frame
 SPLITS = ("train", "val")
+BUILTIN = {"train": 100, "val": 30}
+VERSION = "1"  # raise it with every change that alters a byte: old caches are then left alone
 _STEPS = {1: (-1, 0), 2: (1, 0), 3: (0, -1), 4: (0, 1)}
 _MARGIN = 24  # pixels from the edge at a key frame: the fastest and largest figure stays inside of the frame
 
@@ -186,6 +189,16 @@ def make_set(
         if split == "val":
             write_json(paths["people"], _people(annotations_json(annotations), seed))
     return paths
+
+
+def prepare(log: Callable[[str], None] | None = None) -> dict[str, Path]:
+    """The paths of the set that recipes call `builtin`: 130 videos, made once per machine. Raises DataError."""
+
+    def make(folder: Path) -> None:
+        make_set(folder, BUILTIN)
+
+    root = made_once(cache_folder() / f"figures-{VERSION}", make, what="built-in figures", log=log)
+    return _paths(root, BUILTIN, whole=False)
 
 
 def _paths(folder: Path, videos: Mapping[str, int], whole: bool) -> dict[str, Path]:

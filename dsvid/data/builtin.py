@@ -7,13 +7,9 @@ train clip i has number i, val clip i 2*10^6 + i, test clip i 3*10^6 + i. Labels
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
 import os
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -25,12 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dsvid.data.made_once import cache_folder, made_once
 from dsvid.errors import DataError
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: the rename alone keeps the folder whole
-    fcntl = None  # type: ignore[assignment]
 
 CLASSES = ("left", "right", "up", "down", "cw", "ccw", "zoomin", "zoomout")
 REVERSED = (1, 0, 3, 2, 5, 4, 7, 6)  # class of the same clip played backwards
@@ -44,7 +36,6 @@ FRAMES = 20
 FPS = 12
 CANVAS = 192
 ZOOM_HALF = 0.5 * math.log(2.2)  # log-zoom lives on the circle [-ZOOM_HALF, ZOOM_HALF)
-MANIFEST = "files.json"
 
 Array = NDArray[np.float64]
 Array32 = NDArray[np.float32]  # pictures: half the cost of float64
@@ -246,11 +237,6 @@ def write_clip(path: Path, pictures: NDArray[np.uint8]) -> None:
 # ---- the cache folder ----------------------------------------------------------------------------------------------
 
 
-def cache_folder() -> Path:
-    """$DSVID_CACHE, or ~/.cache/dsvid."""
-    return Path(os.environ.get("DSVID_CACHE") or Path.home() / ".cache" / "dsvid")
-
-
 def prepare(
     cache_dir: str | Path | None = None,
     workers: int | None = None,
@@ -260,37 +246,23 @@ def prepare(
 ) -> Path:
     """The data-set root with train.csv, val.csv, test.csv and the clips; made at the first call on a machine.
 
-    Safe when many processes call it together: one makes the files under a lock, the others wait. The folder is made
-    under another name and renamed, so it is whole or absent. A damaged one is made anew. `counts` (clips per split)
-    makes a smaller set of its own for tests. Raises DataError where the cache cannot be written or a helper died.
+    Safe when many processes call it together (`made_once`). `counts` (clips per split) makes a smaller set of its own
+    for tests. Raises DataError where the cache cannot be written or a helper died.
     """
     parent = Path(cache_dir) if cache_dir is not None else cache_folder()
     sizes = dict(COUNTS) if counts is None else counts
     suffix = "" if sizes == COUNTS else "-" + "-".join(str(sizes[split]) for split in COUNTS)
-    root = parent / f"builtin-{VERSION}{suffix}"
-    if fault(root) is None:
-        return root
-    say = log or _say_nothing
+    make = partial(_make, counts=sizes, workers=workers or _usable_cores())
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with _Lock(parent / f"{root.name}.lock", say):
-            if fault(root) is None:
-                return root
-            _make_and_publish(root, sizes, workers or _usable_cores(), say)
-    except OSError as error:
-        raise DataError(
-            f"the built-in clips cannot be stored in {parent}",
-            found=error.strerror or str(error),
-            expected="a folder that can be written, with 40 MB free",
-            fix="set DSVID_CACHE to such a folder",
-        ) from error
+        return made_once(
+            parent / f"builtin-{VERSION}{suffix}", make, what=f"{sum(sizes.values())} built-in clips", log=log
+        )
     except BrokenProcessPool as error:
         raise DataError(
             "a helper process died while it made the built-in clips",
             found=str(error),
             fix="start again; if it happens again, look for an out-of-memory kill in the kernel log",
         ) from error
-    return root
 
 
 def list_for(split: str) -> Path:
@@ -298,78 +270,11 @@ def list_for(split: str) -> Path:
     return prepare() / f"{split}.csv"
 
 
-def fault(root: Path) -> str | None:
-    """What is wrong with a cache folder (absent, partial, a file of another size), or None where it is whole."""
-    try:
-        known = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
-        files = known["files"]
-        for name, size in files.items():
-            if (root / name).stat().st_size != size:
-                return f"{name} has another size than {size}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
-def _say_nothing(_: str) -> None:
-    return None
-
-
 def _usable_cores() -> int:
     try:
         return max(1, min(8, len(os.sched_getaffinity(0))))
     except AttributeError:
         return max(1, min(8, os.cpu_count() or 1))
-
-
-class _Lock:
-    """An exclusive lock on a file, released by the kernel when its holder dies."""
-
-    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
-        self.path = path
-        self.say = say
-        self.handle = -1
-
-    def __enter__(self) -> None:
-        if fcntl is None:
-            return
-        self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.say(f"waiting for another process that makes the built-in clips ({self.path})")
-            fcntl.flock(self.handle, fcntl.LOCK_EX)
-        except OSError as error:
-            # a network file system without locks: two makers waste time, and the rename still keeps the folder whole
-            self.say(f"no lock on {self.path} ({error.strerror}): several processes may make the clips at once")
-
-    def __exit__(self, *_: object) -> None:
-        if self.handle >= 0:
-            os.close(self.handle)
-
-
-def _make_and_publish(root: Path, counts: dict[str, int], workers: int, say: Callable[[str], None]) -> None:
-    if root.exists():
-        say(f"the built-in clips in {root} are damaged ({fault(root)}): making them anew")
-        shutil.rmtree(root)
-    started = time.monotonic()
-    say(f"making {sum(counts.values())} built-in clips in {root} (once per machine, about half a minute)")
-    for left_over in root.parent.glob(f"{root.name}.tmp-*"):
-        # no older than a day is no proof of a dead maker where locks do not work, so a fresh one stays
-        if fcntl is not None or time.time() - left_over.stat().st_mtime > 86400:
-            shutil.rmtree(left_over, ignore_errors=True)
-    draft = Path(tempfile.mkdtemp(prefix=f"{root.name}.tmp-", dir=root.parent))
-    try:
-        draft.chmod(0o755)
-        _make(draft, counts, workers)
-        try:
-            draft.rename(root)
-        except OSError:
-            if fault(root) is not None:  # not merely made by somebody else meanwhile
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    say(f"built-in clips ready after {time.monotonic() - started:.0f} s")
 
 
 def _make(folder: Path, counts: dict[str, int], workers: int) -> None:
@@ -392,8 +297,6 @@ def _make(folder: Path, counts: dict[str, int], workers: int) -> None:
         with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             for _ in pool.map(partial(_make_clip, folder), jobs, chunksize=16):
                 pass
-    files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
-    (folder / MANIFEST).write_text(json.dumps({"version": VERSION, "files": files}), encoding="utf-8")
 
 
 def _make_clip(folder: Path, job: tuple[int, int, str]) -> None:

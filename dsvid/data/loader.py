@@ -1,10 +1,10 @@
 """Batches of uint8 clips, a pure function of (seed, step): the same for any number of ranks, workers and restarts.
 
-Knows lists, decoders and crops; knows no model, no task and no process group. Legend: B clips of a micro-batch,
-T frames, H W pixels. A batch is {"clip": uint8 [B, T, H, W, 3], "seed", "label" (-1 unknown), "index": int64 [B],
-"bad": records of unreadable clips, "notes": {"path", "note"} where another decoder read a file, "short": (index,
-path) of videos with fewer frames than a clip shows}; evaluation adds
-"weight" float32 [B] (0 = padding), "segment" and "crop" int64 [B]. Training that mixes clips adds "partner_label"
+Knows the order of clips; knows no model, no task and no process group. Legend: B clips of a micro-batch,
+T frames, H W pixels. A batch is {"clip": uint8 [B, T, H, W, 3], "seed", "index": int64 [B], what else the reader's
+items have ("label" int64 [B], -1 unknown, of clip lists), "bad": records of unreadable clips, "notes": {"path", "note"}
+where another decoder read a file, "short": (index, path) of videos with fewer frames than a clip shows}; evaluation
+adds "weight" float32 [B] (0 = padding), "segment" and "crop" int64 [B]. Training that mixes clips adds "partner_label"
 int64 [B] and "lam" float32 [B], the own share of the label; the clips are mixed already.
 """
 
@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dsvid.data import mix, order
 from dsvid.data.decode import quiet_decoders
-from dsvid.data.reader import Chosen, ClipReader, bad_record
+from dsvid.data.reader import Chosen, ClipReader, Reader, bad_record
 from dsvid.errors import DataError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class WorkerDied(RuntimeError):
 class _TrainClips(Dataset[Any]):
     """Micro-batch by its first place in the endless clip stream."""
 
-    def __init__(self, reader: ClipReader, seed: int, batch_micro: int) -> None:
+    def __init__(self, reader: Reader, seed: int, batch_micro: int) -> None:
         self.reader = reader
         self.seed = seed
         self.micro = batch_micro
@@ -88,21 +88,21 @@ class _TrainClips(Dataset[Any]):
         What is told of unreadable videos is told of those at the places `own`: another batch tells of the others.
         """
         epochs, indices = order.locate(first_video, count, seed=self.seed, dataset_size=self.reader.size)
-        clips: list[Tensor] = []
+        items: list[Any] = []
         seeds: list[int] = []
         used: list[int] = []
         told = Told()
         for place, (epoch, index) in enumerate(zip(epochs.tolist(), indices.tolist(), strict=True)):
             chosen, read = self.readable(epoch, index, told.bad if place in own else [])
             if place in own:
-                told.hear(read, self.reader.manifest[read].path, chosen)
+                told.hear(read, self.reader.path(read), chosen)
             for repeat in range(self.repeats):
                 seed = order.sample_seed(self.seed, epoch, index, repeat)
-                clips.append(self.reader.train_clip(chosen.frames, np.random.default_rng(order.mix(seed, _PIXELS))))
+                rng = np.random.default_rng(order.mix(seed, _PIXELS))
+                items.append(self.reader.train_item(read, chosen.frames, rng))
                 seeds.append(seed)
                 used.append(read)
-        labels = [self.reader.manifest.labels[index] for index in used]
-        return _batch(clips, seeds, labels, used, told)
+        return _batch(self.reader, items, seeds, used, told)
 
     def readable(self, epoch: int, index: int, bad: list[dict[str, Any]]) -> tuple[Chosen, int]:
         """Frames of the video, or of the first readable one in its place; who was unreadable is added to `bad`."""
@@ -117,7 +117,7 @@ class _TrainClips(Dataset[Any]):
                 failures.append(bad[-1]["error"])
             tried = order.mix(self.seed, epoch, index, attempt, _REPLACEMENT) % self.reader.size
         raise DataError(
-            f"{self.reader.manifest.source}: {ATTEMPTS} clips in a row cannot be read",
+            f"{self.reader.source}: {ATTEMPTS} clips in a row cannot be read",
             found="".join(f"\n    {failure}" for failure in dict.fromkeys(failures)),
             expected="videos that can be decoded",
             fix="look at the first of them; data.root says where relative paths start",
@@ -140,7 +140,8 @@ class TrainLoader:
     """Micro-batches of one rank, from optimizer step `start_step` on, without end.
 
     Step s takes the clips s * batch_total .. (s+1) * batch_total - 1 of the stream; micro-batch m of rank r starts at
-    (m * world + r) * batch_micro in it. Raises DataError (lists, ten unreadable clips in a row) and WorkerDied.
+    (m * world + r) * batch_micro in it. `reader` is of another data set than clip lists. Raises DataError (lists, ten
+    unreadable clips in a row) and WorkerDied.
     """
 
     def __init__(
@@ -156,6 +157,7 @@ class TrainLoader:
         start_step: int = 0,
         device_type: str = "cpu",
         samples_per_epoch: int = 0,
+        reader: Reader | None = None,
     ) -> None:
         assert batch_total % (batch_micro * world) == 0, "the recipe checks that the batch divides"
         assert 0 <= rank < world
@@ -166,12 +168,11 @@ class TrainLoader:
                 expected="whole videos in a micro-batch",
                 fix=f"batch.micro={math.ceil(batch_micro / config.num_sample) * config.num_sample}",
             )
-        self.reader = ClipReader(config, split)
+        self.reader = reader or ClipReader(config, split)
         self.rank = rank
         self.dataset_size = self.reader.size
         samples = samples_per_epoch or self.dataset_size * config.num_sample
         self.steps_per_epoch = max(1, samples // batch_total)
-        self.decoder, self.decoder_reason = self.reader.decoder, self.reader.decoder_reason
         places = _Places(start_step, batch_total, batch_micro, rank, world)
         self._loader = _make_loader(_TrainClips(self.reader, seed, batch_micro), places, config, device_type)
         self._running: list[Any] = []
@@ -192,7 +193,7 @@ class TrainLoader:
 class _EvalViews(Dataset[Any]):
     """Batch of views by its number; view v = (video * segments + segment) * crops + crop."""
 
-    def __init__(self, reader: ClipReader, segments: int, crops: int, batch: int, play: str, seed: int) -> None:
+    def __init__(self, reader: Reader, segments: int, crops: int, batch: int, play: str, seed: int) -> None:
         self.reader, self.segments, self.crops, self.batch = reader, segments, crops, batch
         self.play, self.seed = play, seed
         self.views = reader.size * segments * crops
@@ -204,11 +205,9 @@ class _EvalViews(Dataset[Any]):
             return error
 
     def batch_of_views(self, number: int) -> Batch:
-        clips: list[Tensor] = []
+        items: list[Any] = []
         told = Told()
         weights: list[float] = []
-        side = self.reader.config.input_size
-        blank = torch.zeros((self.reader.config.num_frames, side, side, 3), dtype=torch.uint8)
         views = np.arange(number * self.batch, (number + 1) * self.batch)
         real = views < self.views
         videos, segments, crops = self._parts(np.where(real, views, 0))
@@ -219,14 +218,11 @@ class _EvalViews(Dataset[Any]):
             if real[place] and at != (video, segment):  # the crops of one segment share its frames
                 at = (video, segment)
                 frames = self._frames(video, segment, told)
-            usable = bool(real[place]) and frames is not None
-            weights.append(1.0 if usable else 0.0)
-            clips.append(
-                self.reader.test_crop(frames, self.crops, int(crops[place])) if usable and frames is not None else blank
-            )
+            usable = frames if real[place] else None
+            weights.append(0.0 if usable is None else 1.0)
+            items.append(self.reader.test_item(video, usable, self.crops, int(crops[place])))
         seeds = [order.sample_seed(self.seed, 0, int(view)) for view in views]
-        labels = [self.reader.manifest.labels[int(video)] for video in videos]
-        result = _batch(clips, seeds, labels, videos.tolist(), told)
+        result = _batch(self.reader, items, seeds, videos.tolist(), told)
         result["weight"] = torch.tensor(weights)
         result["segment"], result["crop"] = torch.from_numpy(segments), torch.from_numpy(crops)
         return result
@@ -243,7 +239,7 @@ class _EvalViews(Dataset[Any]):
             # never another video in its place: that would count a wrong answer for this one
             told.bad.append(bad_record(self.reader, video, error, self.crops))
             return None
-        told.hear(video, self.reader.manifest[video].path, chosen)
+        told.hear(video, self.reader.path(video), chosen)
         frames = chosen.frames
         if self.play == "backwards":
             return frames.flip(0)
@@ -265,14 +261,15 @@ def eval_batches(
     freeze: bool = False,
     seed: int = 0,
     device_type: str = "cpu",
+    reader: Reader | None = None,
 ) -> Iterator[Batch]:
     """Every (video, segment, crop) once over all ranks; as many batches of `batch` on every rank (weight 0 = padding).
 
     `reverse` plays the clips backwards, `freeze` repeats their middle frame. A view that cannot be read has weight 0
-    and stands in "bad". Raises DataError (list, split) and WorkerDied.
+    and stands in "bad". `reader` is of another data set than clip lists. Raises DataError (list, split) and WorkerDied.
     """
     assert not (reverse and freeze)
-    reader = ClipReader(config, split)
+    reader = reader or ClipReader(config, split)
     play = "backwards" if reverse else "still" if freeze else "forwards"
     dataset = _EvalViews(reader, segments, crops, batch, play, seed)
     batches = math.ceil(math.ceil(dataset.views / batch) / world)
@@ -303,11 +300,10 @@ class Told:
             self.short.append((index, path))
 
 
-def _batch(clips: list[Tensor], seeds: list[int], labels: list[int], indices: list[int], told: Told) -> Batch:
+def _batch(reader: Reader, items: list[Any], seeds: list[int], indices: list[int], told: Told) -> Batch:
     return {
-        "clip": torch.stack(clips),
+        **reader.collate(items, indices),
         "seed": torch.tensor(seeds, dtype=torch.int64),
-        "label": torch.tensor(labels, dtype=torch.int64),
         "index": torch.tensor(indices, dtype=torch.int64),
         "bad": told.bad,
         "notes": told.notes,

@@ -83,6 +83,10 @@ class Manifest:
     def labels(self) -> array[int]:
         return self._labels
 
+    def path(self, index: int) -> str:
+        """The path of entry `index`."""
+        return self[index].path
+
     def line_number(self, index: int) -> int:
         """1-based line of the list that entry `index` comes from."""
         return self._lines[index]

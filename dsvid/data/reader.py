@@ -1,10 +1,13 @@
-"""From an entry of a list to a cropped uint8 clip: open, choose frames, decode, crop. Knows no batches."""
+"""From an entry of a list to a cropped uint8 clip: open, choose frames, decode, crop; and what the loader asks of every
+such reader. Knows no order of clips.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -37,6 +40,38 @@ class Chosen:
     frames: Tensor
     note: str | None
     short: bool
+
+
+Choice = sampling.Draws | tuple[int, int]
+
+
+class Reader(Protocol):
+    """A data set as the loader sees it: `size` samples, each read to frames, cut to an item, then put into a batch."""
+
+    @property
+    def config(self) -> DataConfig: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def source(self) -> str:
+        """What the samples come from, for messages."""
+
+    def path(self, index: int) -> str:
+        """The file of sample `index`, for messages."""
+
+    def frames(self, index: int, choose: Choice) -> Chosen:
+        """The frames of sample `index`: of random draws, or (segments, segment). Raises DataError."""
+
+    def train_item(self, index: int, frames: Tensor, rng: np.random.Generator) -> Any:
+        """The augmented item of a sample's frames; must not fail for frames that could be read."""
+
+    def test_item(self, index: int, frames: Tensor | None, crops: int, number: int) -> Any:
+        """The item of crop `number` of `crops`; None stands for frames that could not be read, or for padding."""
+
+    def collate(self, items: Sequence[Any], indices: Sequence[int]) -> dict[str, Tensor]:
+        """The tensors of a batch, "clip" [B, T, H, W, 3] among them."""
 
 
 class FrameCache:
@@ -83,12 +118,21 @@ class ClipReader:
         self.size = len(self.manifest)
         if split == "train" and config.train_limit:
             self.size = min(self.size, config.train_limit)
-        self.decoder, self.decoder_reason = choose_decoder(config.decoder)
+        self.decoder, _ = choose_decoder(config.decoder)
         policy = config.augment.policy
         self.policy = parse_policy(policy) if policy and split == "train" else None
         self.cache = FrameCache(config.cache_mb * 10**6, most_frames=4 * config.num_frames * config.sampling_rate)
 
-    def frames(self, index: int, choose: sampling.Draws | tuple[int, int]) -> Chosen:
+    @property
+    def source(self) -> str:
+        """The list file."""
+        return self.manifest.source
+
+    def path(self, index: int) -> str:
+        """The path of entry `index`."""
+        return self.manifest.path(index)
+
+    def frames(self, index: int, choose: Choice) -> Chosen:
         """The frames of entry `index` that `choose` picks: random draws, or (segments, segment).
 
         Raises DataError, UnreadableFrames where the frames were chosen already.
@@ -118,9 +162,7 @@ class ClipReader:
         self.cache.put(index, held)
         return held
 
-    def _pick(
-        self, frames: int, fps: float | None, choose: sampling.Draws | tuple[int, int]
-    ) -> tuple[NDArray[np.int64], bool]:
+    def _pick(self, frames: int, fps: float | None, choose: Choice) -> tuple[NDArray[np.int64], bool]:
         """Indices, and whether the video is too short for them: frames are repeated, or views are alike."""
         config = self.config
         step = sampling.frame_step(config.sampling_rate, config.view_fps, fps)
@@ -131,7 +173,7 @@ class ClipReader:
         alike = isinstance(choose, tuple) and choose[0] > frames
         return picked, alike or len(np.unique(picked)) < len(picked)
 
-    def train_clip(self, frames: Tensor, rng: np.random.Generator) -> Tensor:
+    def train_item(self, index: int, frames: Tensor, rng: np.random.Generator) -> Tensor:
         """One augmented training clip, uint8 [T, input_size, input_size, 3].
 
         In the order of the VideoMAE scripts: short side (where data.short_side is set), RandAugment on the whole
@@ -166,11 +208,18 @@ class ClipReader:
             return augment.random_crop(frames, config.input_size, rng)
         return augment.center_crop(frames, config.input_size)
 
-    def test_crop(self, frames: Tensor, crops: int, number: int) -> Tensor:
-        """Short side to data.short_side (0 = input_size), then crop `number` of `crops`."""
+    def test_item(self, index: int, frames: Tensor | None, crops: int, number: int) -> Tensor:
+        """Short side to data.short_side (0 = input_size), then crop `number` of `crops`; black without frames."""
         config = self.config
+        if frames is None:
+            return torch.zeros((config.num_frames, config.input_size, config.input_size, 3), dtype=torch.uint8)
         resized = augment.resize_short_side(frames, config.short_side or config.input_size)
         return augment.spatial_crop(resized, config.input_size, crops, number)
+
+    def collate(self, items: Sequence[Tensor], indices: Sequence[int]) -> dict[str, Tensor]:
+        """ "clip" uint8 [B, T, H, W, 3] and "label" int64 [B]."""
+        labels = [self.manifest.labels[index] for index in indices]
+        return {"clip": torch.stack(list(items)), "label": torch.tensor(labels, dtype=torch.int64)}
 
 
 class UnreadableFrames(DataError):
@@ -179,7 +228,7 @@ class UnreadableFrames(DataError):
         self.frame_range = frame_range
 
 
-def bad_record(reader: ClipReader, index: int, error: DataError, clips: int) -> dict[str, Any]:
+def bad_record(reader: Reader, index: int, error: DataError, clips: int) -> dict[str, Any]:
     text = error.what if error.found is None else f"{error.what} ({error.found})"
     frames = list(error.frame_range) if isinstance(error, UnreadableFrames) else None
-    return {"path": reader.manifest[index].path, "index": index, "frames": frames, "error": text, "clips": clips}
+    return {"path": reader.path(index), "index": index, "frames": frames, "error": text, "clips": clips}

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 SHARED_MEMORY = Path("/dev/shm")
 
 
-def bytes_in_flight(config: DataConfig, *, batch_total: int, batch_micro: int, eval_batch: int) -> int:
-    """Most bytes that one rank's loaders have in shared memory: training's and, `eval_batch` > 0, an evaluation's.
+def bytes_in_flight(config: DataConfig, *, batch_total: int, batch_micro: int, eval_bytes: int) -> int:
+    """Most bytes that one rank's loaders have in shared memory: training's, and an evaluation's, of whose batches
+    each has `eval_bytes`.
 
     A worker has `data.prefetch` batches ready, the reader holds one more. A micro-batch of mixed clips lies in the
     memory of all clips that were read for it, those of partners included.
@@ -29,7 +30,7 @@ def bytes_in_flight(config: DataConfig, *, batch_total: int, batch_micro: int, e
         videos, total = batch_micro // config.num_sample, batch_total // config.num_sample
         # whole pairs are read: one more of an odd number, and two more where an even number may start inside a pair
         clips += config.num_sample * (1 if videos % 2 else 2 * (total % 2))
-    return (config.num_workers * config.prefetch + 1) * (clips + eval_batch) * clip
+    return (config.num_workers * config.prefetch + 1) * (clips * clip + eval_bytes)
 
 
 def check_shared_memory(config: DataConfig, need: int, ranks_here: int, place: Path = SHARED_MEMORY) -> None:

@@ -68,10 +68,18 @@ class DetectObjective(nn.Module):
         share = self.loss_clips / batch["clip"].shape[0] if self.loss_clips else 1.0
         return Output(detection_loss(logits, labels, weight, share), {"boxes": weight.sum()})
 
-    def scores(self, batch: Batch) -> Tensor:
-        """fp32 [B, K, C]: sigmoid of the logits times the score of the box; 0 where there is no box."""
+    def sizes(self, batch: Batch) -> int:
+        """How many padded sizes the clips of a batch have: so many times `scores` runs the model."""
+        return len(set(self._padded_sizes(batch)))
+
+    def scores(self, batch: Batch, passes: int = 0) -> Tensor:
+        """fp32 [B, K, C]: sigmoid of the logits times the score of the box; 0 where there is no box.
+
+        The model runs `passes` times at least: as often as on the rank whose batch has the most sizes, where its
+        parameters are gathered for every pass.
+        """
         real = _real_boxes(batch)
-        logits, clip, place = self._box_logits(batch, real)
+        logits, clip, place = self._box_logits(batch, real, passes)
         values = torch.sigmoid(logits.float()) * batch["box_scores"][clip, place, None]
         out = values.new_zeros(*real.shape, values.shape[1])
         out[clip, place] = values
@@ -81,14 +89,14 @@ class DetectObjective(nn.Module):
         """Lines for the start of the log: which attention runs where, and which RoIAlign."""
         return [*self.model.attention_choices(), f"boxes: RoIAlign of {roi_backend()}"]
 
-    def _box_logits(self, batch: Batch, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _box_logits(self, batch: Batch, real: Tensor, passes: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [N, C], and of each box its clip and place [N].
 
         A batch without boxes runs all of the model too, so that every rank takes part in every collective.
         """
         parts = []
         clips, places = [], []
-        for members, features in self._feature_maps(batch):
+        for members, features in self._feature_maps(batch, passes):
             inner, place = real[members].nonzero(as_tuple=True)
             clips.append(members[inner])
             places.append(place)
@@ -96,24 +104,30 @@ class DetectObjective(nn.Module):
             parts.append(box_logits(self.model.head, features, boxes, inner, self.grid.patch))
         return torch.cat(parts), torch.cat(clips), torch.cat(places)
 
-    def _feature_maps(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        """(numbers of clips, their feature map [b, D, h, w]) for each padded size that occurs."""
+    def _padded_sizes(self, batch: Batch) -> list[tuple[int, int]]:
+        """(height, width) of each clip with its padding."""
+        clip, patch = batch["clip"], self.grid.patch
+        if self.batch_padding:
+            return [(clip.shape[2], clip.shape[3])] * len(clip)
+        return [(-(-height // patch) * patch, -(-width // patch) * patch) for height, width in batch["size"].tolist()]
+
+    def _feature_maps(self, batch: Batch, passes: int = 0) -> list[tuple[Tensor, Tensor]]:
+        """(numbers of clips, their feature map [b, D, h, w]) for each padded size that occurs; others, to make up
+        `passes`, are of no clip.
+        """
         clip, seeds = batch["clip"], batch.get("seed")
         sizes: list[list[int]] = batch["size"].tolist()
-        patch = self.grid.patch
-        wanted = [
-            (clip.shape[2], clip.shape[3]) if self.batch_padding else tuple(-(-side // patch) * patch for side in size)
-            for size in sizes
-        ]
+        wanted = self._padded_sizes(batch)
+        occurring = sorted(set(wanted))
         maps = []
-        for height, width in sorted(set(wanted)):
+        for height, width in occurring + occurring[:1] * (passes - len(occurring)):
             chosen = [number for number, size in enumerate(wanted) if size == (height, width)]
             members = torch.tensor(chosen, device=clip.device)
             grid = replace(self.grid, height=height, width=width)
             patches = self._patches(clip[members, :, :height, :width], [sizes[number] for number in chosen], grid)
             features = self.model.map_patches(patches, grid, None if seeds is None else seeds[members])
             maps.append((members, features))
-        return maps
+        return maps[: len(occurring)]
 
     def _patches(self, clip: Tensor, sizes: list[list[int]], grid: TubeletGrid) -> Tensor:
         """Normalised patches [b, N, P] in which everything outside of a clip's own height and width is 0."""

@@ -128,7 +128,7 @@ def test_mistakes_are_found_before_the_work(tmp_path: Path, capsys: pytest.Captu
         assert code == 2 and message in text, text
     headless = weights(tmp_path / "features", spec=ModelSpec("classify", "vit_micro", 4, 32))
     code, text = run(capsys, "--weights", headless, "--recipe", path)
-    assert code == 2 and "not a fine-tuned classifier" in text
+    assert code == 2 and "not a fine-tuned model" in text
 
 
 def test_classes_without_videos_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from dsvid.data import builtin
+from dsvid.data import builtin, made_once
 from dsvid.data.builtin import CLASSES, FRAMES, REVERSED, draw_scene, play_backwards, render
 from dsvid.data.decode import open_clip_source
 from dsvid.data.manifest import open_split, read_list
@@ -257,7 +257,7 @@ def test_a_damaged_cache_is_made_anew(small_root, tmp_path, damage):
         root.rename(tmp_path / f"{root.name}.tmp-dead")
     said: list[str] = []
     assert builtin.prepare(tmp_path, workers=1, counts=SMALL, log=said.append) == root
-    assert builtin.fault(root) is None and said
+    assert made_once.fault(root) is None and said
     assert not list(tmp_path.glob("*.tmp-*"))
     assert (root / "val/00003.mp4").read_bytes() == (small_root / "val/00003.mp4").read_bytes()
 
@@ -266,7 +266,7 @@ def _prepare_in_a_rank(folder: str, start: float, results: multiprocessing.Queue
     time.sleep(max(0.0, start - time.time()))
     said: list[str] = []
     root = builtin.prepare(folder, workers=1, counts=SMALL, log=said.append)
-    results.put((builtin.fault(root), any(line.startswith("making") for line in said)))
+    results.put((made_once.fault(root), any(line.startswith("making") for line in said)))
 
 
 def test_four_ranks_that_start_together_make_one_cache(tmp_path):
@@ -297,7 +297,7 @@ def test_a_maker_that_is_killed_leaves_nothing_that_counts_as_whole(tmp_path):
     maker.join()
     assert list(tmp_path.glob("*.tmp-*")) and not list(tmp_path.glob("builtin-*[0-9]/files.json"))
     root = builtin.prepare(tmp_path, workers=1, counts=SMALL)  # the lock of the dead is free
-    assert builtin.fault(root) is None and not list(tmp_path.glob("*.tmp-*"))
+    assert made_once.fault(root) is None and not list(tmp_path.glob("*.tmp-*"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -315,9 +315,9 @@ def test_a_file_in_place_of_the_cache_folder(tmp_path):
 
 def test_the_cache_variable_and_the_recipe_value(small_root, tmp_path, monkeypatch):
     monkeypatch.setenv("DSVID_CACHE", str(small_root.parent))
-    assert builtin.cache_folder() == small_root.parent
+    assert made_once.cache_folder() == small_root.parent
     monkeypatch.delenv("DSVID_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert builtin.cache_folder() == tmp_path / ".cache" / "dsvid"
+    assert made_once.cache_folder() == tmp_path / ".cache" / "dsvid"
     monkeypatch.setattr(builtin, "prepare", lambda: small_root)
     assert len(open_split("builtin", "train")) == SMALL["train"]

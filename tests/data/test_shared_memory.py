@@ -36,7 +36,7 @@ def config(**changes: object) -> DataConfig:
     ],
 )
 def test_the_arithmetic(changes: dict[str, object], total: int, micro: int, evaluated: int, clips: int) -> None:
-    need = bytes_in_flight(config(**changes), batch_total=total, batch_micro=micro, eval_batch=evaluated)
+    need = bytes_in_flight(config(**changes), batch_total=total, batch_micro=micro, eval_bytes=evaluated * CLIP)
     assert need == clips * CLIP
 
 
@@ -44,7 +44,7 @@ def test_the_arithmetic(changes: dict[str, object], total: int, micro: int, eval
 def test_what_is_counted_is_what_is_used(changes: dict[str, object]) -> None:
     micro = 30 if "num_sample" in changes else 31
     settings = config(train="builtin", num_workers=1, prefetch=2, input_size=128, **changes)
-    need = bytes_in_flight(settings, batch_total=micro, batch_micro=micro, eval_batch=0)
+    need = bytes_in_flight(settings, batch_total=micro, batch_micro=micro, eval_bytes=0)
     before = used()
     loader = TrainLoader(settings, seed=0, batch_total=micro, batch_micro=micro)
     batches = iter(loader)

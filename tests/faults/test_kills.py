@@ -78,6 +78,7 @@ def test_a_run_survives_kills_inside_saves_and_between_them(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_run_survives_twenty_kills(tmp_path: Path) -> None:
     rng = random.Random(0)
     kills = [["in save", what, n] for what in IN_SAVE for n in ((7, 31) if what == "write" else (1, 2))]

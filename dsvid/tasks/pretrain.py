@@ -1,0 +1,75 @@
+"""Masked pre-training: clip lists without labels, no evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from dsvid.data.builtin import prepare
+from dsvid.data.manifest import Manifest, open_split
+from dsvid.data.reader import ClipReader, Reader
+from dsvid.models.mae import MaskedAutoencoder
+from dsvid.models.spec import Model
+from dsvid.objectives import PretrainObjective
+from dsvid.recipe import Recipe
+from dsvid.tasks.task import Ranked, Result
+
+
+class PretrainTask:
+    """task: pretrain."""
+
+    scored = ""
+
+    def open(self, recipe: Recipe, split: str, say: Callable[[str], None] | None = None) -> Manifest:
+        """The list."""
+        return open_clip_list(recipe, split, say)
+
+    def remarks(self, recipe: Recipe, split: str) -> list[str]:
+        """None."""
+        return []
+
+    def class_names(self, recipe: Recipe) -> list[str]:
+        """None."""
+        return []
+
+    def objective(self, recipe: Recipe, model: Model) -> PretrainObjective:
+        """The loss over masked patches."""
+        return PretrainObjective(
+            cast("MaskedAutoencoder", model),
+            model.grid,
+            mask_ratio=recipe.pretrain.mask_ratio,
+            decoder_mask_ratio=recipe.pretrain.decoder_mask_ratio,
+            norm_pix=recipe.pretrain.norm_pix,
+            mean=recipe.data.mean,
+            std=recipe.data.std,
+        )
+
+    def reader(self, recipe: Recipe, split: str) -> Reader:
+        """Clips of the list."""
+        return ClipReader(recipe.data, split)
+
+    def eval_clip_bytes(self, recipe: Recipe) -> int:
+        """There is no evaluation."""
+        return 0
+
+    def evaluate(
+        self, recipe: Recipe, objective: Any, split: str, where: Ranked, *, final: bool, play: str = "forwards"
+    ) -> Result:
+        """There is none."""
+        raise AssertionError("task pretrain has no evaluation")
+
+    def write(
+        self, recipe: Recipe, result: Any, split: str, folder: Path, extra: Mapping[str, Any],
+        names: list[str] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """There is nothing to write."""
+        raise AssertionError("task pretrain has no evaluation")
+
+
+def open_clip_list(recipe: Recipe, split: str, say: Callable[[str], None] | None) -> Manifest:
+    """The list of a split. Raises DataError for a line that is not understood."""
+    value = getattr(recipe.data, split)
+    if value == "builtin":
+        prepare(log=say)  # said aloud: the first call on a machine draws and encodes 2200 clips
+    return open_split(value, split, recipe.data.root)
