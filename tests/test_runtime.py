@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from dsvid.errors import RecipeError
-from dsvid.runtime import read_ranks
+from dsvid.runtime import fast_bf16, read_ranks
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +69,10 @@ def test_a_batch_script_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}.items():  # set by sbatch too, without a step
         monkeypatch.setenv(name, value)
     assert read_ranks().world == 1
+
+
+def test_a_cpu_without_bf16_arithmetic_is_known(tmp_path: Path) -> None:
+    (tmp_path / "new").write_text("flags : fpu avx512f avx512_bf16 sse\n")
+    (tmp_path / "old").write_text("flags : fpu avx2 sse\n")
+    assert fast_bf16(tmp_path / "new")
+    assert not fast_bf16(tmp_path / "old") and not fast_bf16(tmp_path / "none")

@@ -76,13 +76,15 @@ class _Demo:
     def __init__(self, args: argparse.Namespace) -> None:
         import torch
 
+        from dsvid.runtime import fast_bf16
+
         self.args = args
         gpus = torch.cuda.device_count()
         # The demo's batch of 16 goes over 1, 2, 4, 8 or 16 ranks; more GPUs than that would sit idle.
         usable = max(count for count in (1, 2, 4, 8, 16) if count <= max(gpus, 1))
         self.ranks = args.ranks or (usable if gpus else 2)
         self.overrides = [f"run.seed={args.seed}"]
-        if not gpus and not _fast_bf16():
+        if not gpus and not fast_bf16():
             self.overrides.append("ds.bf16.enabled=false")
         self.training_s = 0.0
         args.out.mkdir(parents=True, exist_ok=True)
@@ -140,12 +142,3 @@ def _follow(command: list[str], log: Path, *, show: bool = True) -> None:
     if code:
         print(f"this part of the demo failed with exit code {code}; its whole output is in {log}", file=sys.stderr)
         sys.exit(code)
-
-
-def _fast_bf16() -> bool:
-    """Whether this CPU multiplies bf16 matrices in hardware; else fp32 is faster."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
