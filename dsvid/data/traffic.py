@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, UnidentifiedImageError
 
+from dsvid.data.window_index import WindowIndex, WindowRule
+from dsvid.data.zip_frames import ZipFrames
 from dsvid.errors import DataError
 
 OUTSIDE_S = -100.0  # time to the anomaly of a frame that is near none
@@ -44,6 +44,9 @@ DADA_COLUMNS = {
     "end": "abnormal end frame",
     "light": "light(day,night)1-2",
 }
+
+
+ZIPS = ZipFrames()  # of this process; forks may go on with it
 
 
 @dataclass(frozen=True)
@@ -92,20 +95,10 @@ def windows(
     `step` counts frames of the source. `with_start` appends a window at frame 0 where the first one starts late (the
     rule of simple-tad's pre-training sets). Raises DataError where view_fps does not divide source_fps.
     """
-    if view_fps < 1 or source_fps % view_fps:
-        raise DataError(
-            "data.view_fps does not divide the frame rate",
-            found=f"view_fps={view_fps}, frames at {source_fps} fps",
-            expected=f"one of {[fps for fps in range(1, source_fps + 1) if source_fps % fps == 0]}",
-        )
-    stride = source_fps // view_fps
-    free = frames - (stride * (length - 1) + 1)
-    if free < 0:
-        return np.empty((0, length), dtype=np.int64)
-    starts = np.arange(free % step, free + 1, step, dtype=np.int64)
-    if with_start and starts[0] > min(0.3 * source_fps, 5):
-        starts = np.append(starts, 0)
-    return starts[:, None] + stride * np.arange(length, dtype=np.int64)
+    rule = WindowRule(length, view_fps, step, with_start)
+    rule.offsets(source_fps)  # an error for clips too short as well
+    index = WindowIndex([frames], source_fps, rule)
+    return index.positions(np.arange(len(index)))[1]
 
 
 def time_to_anomaly(
@@ -146,22 +139,53 @@ def _logistic(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return 1.0 / (1.0 + np.exp(-values))
 
 
+class LabelledWindows:
+    """The windows of labelled clips, numbered through; targets are worked out when they are asked for.
+
+    One byte a frame and 24 a clip, whatever the number of windows. Raises DataError for an empty list.
+    """
+
+    def __init__(self, clips: Sequence[TrafficClip], rule: WindowRule) -> None:
+        if not clips:
+            raise DataError("traffic data", found="an empty list", expected="at least one clip")
+        self.fps = np.array([clip.fps for clip in clips], dtype=np.float64)
+        self.index = WindowIndex([len(clip.frames) for clip in clips], self.fps, rule)
+        self._labels = np.concatenate([clip.labels for clip in clips]).astype(np.uint8)
+        self._ends = np.cumsum(self.index.frames)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def take(self, numbers: ArrayLike) -> TrafficWindows:
+        """Windows by number, with their targets."""
+        clip, frames = self.index.positions(np.atleast_1d(np.asarray(numbers, dtype=np.int64)))
+        last = frames[:, -1]
+        times, risk = np.zeros(len(clip)), np.zeros(len(clip), dtype=np.float32)
+        order = np.argsort(clip, kind="stable")
+        for group in np.split(order, np.flatnonzero(np.diff(clip[order])) + 1) if len(clip) else ():
+            number = int(clip[group[0]])
+            labels = self._clip_labels(number)
+            of_all = time_to_anomaly(labels, self.fps[number])
+            times[group] = of_all[last[group]]
+            risk[group] = smooth_risk(labels, of_all)[last[group]]
+        label = self.labels(clip, last)
+        return TrafficWindows(clip, frames, label, times, risk)
+
+    def labels(self, clip: NDArray[np.int64], frame: NDArray[np.int64]) -> NDArray[np.int64]:
+        """0 or 1 for frames of clips [n]."""
+        found: NDArray[np.int64] = self._labels[self._ends[clip] - self.index.frames[clip] + frame].astype(np.int64)
+        return found
+
+    def _clip_labels(self, clip: int) -> NDArray[np.uint8]:
+        return self._labels[self._ends[clip] - self.index.frames[clip] : self._ends[clip]]
+
+
 def cut_windows(
     clips: Sequence[TrafficClip], *, length: int, view_fps: int, step: int, with_start: bool = False
 ) -> TrafficWindows:
-    """The windows of all clips, in their order, with the targets at the last frame of each."""
-    parts: list[tuple[NDArray[Any], ...]] = []
-    for number, clip in enumerate(clips):
-        cut = windows(
-            len(clip.frames), length=length, source_fps=clip.fps, view_fps=view_fps, step=step, with_start=with_start
-        )
-        times = time_to_anomaly(clip.labels, clip.fps)
-        risk = smooth_risk(clip.labels, times)
-        last = cut[:, -1]
-        parts.append((np.full(len(cut), number), cut, clip.labels[last], times[last], risk[last]))
-    if not parts:
-        raise DataError("traffic data", found="an empty list", expected="at least one clip")
-    return TrafficWindows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    """The windows of all clips, in their order, with the targets at the last frame of each. Raises DataError."""
+    cut = LabelledWindows(clips, WindowRule(length, view_fps, step, with_start))
+    return cut.take(np.arange(len(cut)))
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -192,6 +216,8 @@ def _dota_clip(root: Path, name: str, metadata: dict[str, Any]) -> TrafficClip:
             found=f"{type(error).__name__}: {error}",
             expected="labels with image_path and accident_id, ego_involve, night; in the metadata anomaly_class",
         ) from error
+    if not numbered:
+        raise DataError(f"{path}: annotation of {name}", found="no frames in labels", expected="one entry a frame")
     return TrafficClip(
         name=name,
         archive=root / "frames" / name / "images.zip",
@@ -224,8 +250,9 @@ def read_dada(root: Path, split: str) -> list[TrafficClip]:
 
 def _dada_clip(root: Path, name: str, row: dict[str, int]) -> TrafficClip:
     archive = root / "frames" / name / "images.zip"
-    with _open_zip(archive) as content:
-        members = [member for member in content.namelist() if member.endswith(".png")]
+    members = [member for member in ZIPS.names(archive) if member.endswith(".png")]
+    if not members:
+        raise DataError(f"{archive}: no frames", found="pictures of other kinds", expected="NNNN.png")
     try:
         numbered = sorted((int(Path(member).stem.split("_")[-1]), member) for member in members)
     except ValueError as error:
@@ -260,20 +287,9 @@ def _dada_rows(path: Path) -> list[dict[str, int]]:
     return rows
 
 
-def read_frames(clip: TrafficClip, positions: ArrayLike) -> NDArray[np.uint8]:
+def read_frames(clip: TrafficClip, positions: ArrayLike, zips: ZipFrames = ZIPS) -> NDArray[np.uint8]:
     """The frames at these positions of the clip's list, uint8 RGB [T, H, W, 3]. Raises DataError with file and name."""
-    pictures = []
-    with _open_zip(clip.archive) as content:
-        for position in np.asarray(positions).tolist():
-            name = clip.frames[position]
-            try:
-                with Image.open(io.BytesIO(content.read(name))) as picture:
-                    pictures.append(np.asarray(picture.convert("RGB")))
-            except (KeyError, OSError, zipfile.BadZipFile, UnidentifiedImageError) as error:
-                raise DataError(f"{clip.archive}: frame {name}", found=error, expected="a picture") from error
-    if len({picture.shape for picture in pictures}) != 1:
-        raise DataError(f"{clip.archive}: frames of one clip", found="several sizes", expected="one size")
-    return np.stack(pictures)
+    return zips.read(clip.archive, [clip.frames[position] for position in np.asarray(positions).tolist()])
 
 
 def _names(path: Path) -> list[str]:
@@ -296,10 +312,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read", found=error, expected="a text file of the data set") from error
-
-
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read", found=error, expected="a zip file of frames") from error
