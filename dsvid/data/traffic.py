@@ -8,8 +8,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,24 @@ DOTA_CATEGORIES = {
     "leave_to_right": "OO",
     "unknown": "UK",
 }
+DOTA_ACCIDENT_IDS = {
+    name: number
+    for number, name in enumerate(
+        (
+            "start_stop_or_stationary",
+            "moving_ahead_or_waiting",
+            "lateral",
+            "oncoming",
+            "turning",
+            "pedestrian",
+            "obstacle",
+            "leave_to_right",
+            "leave_to_left",
+            "unknown",
+        ),
+        start=1,
+    )
+}
 DOTA_METADATA = {"train_split.txt": "metadata_train.json", "val_split.txt": "metadata_val.json"}
 DADA_EGO_TYPES = frozenset([*range(1, 19), 61, 62])
 DADA_COLUMNS = {
@@ -53,7 +72,8 @@ ZIPS = ZipFrames()  # of this process; forks may go on with it
 class TrafficClip:
     """One video: the names of its frames in the zip, their labels (1 = anomaly), and what is known of the whole.
 
-    `category` is empty and `ego` the annotation's where the list has no metadata.
+    `category` is empty and `ego` the annotation's where the list has no metadata. `kind` is the number of the
+    accident: DoTA's accident_id, DADA-2000's type.
     """
 
     name: str
@@ -64,6 +84,7 @@ class TrafficClip:
     ego: bool
     night: bool
     category: str = ""
+    kind: int = 0
 
 
 @dataclass(frozen=True)
@@ -191,21 +212,54 @@ def cut_windows(
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
+LAYOUTS = ("dota", "dada")
+ClipReader = Callable[[str], TrafficClip]
+
+
+def open_labels(layout: str, root: Path, split: str) -> tuple[list[str], ClipReader]:
+    """(names of the clips of a split list, what reads one of them): faults of one clip are met when it is read.
+
+    The list is `dataset/<split>` below a DoTA folder, `DADA2K_my_split/<split>` below a DADA-2000 folder; a path that
+    exists is taken as it is. Raises DataError.
+    """
+    if layout == "dota":
+        path = _split_path(root / "dataset", split)
+        metadata = _json(root / "dataset" / DOTA_METADATA[path.name]) if path.name in DOTA_METADATA else {}
+        return _names(path), partial(_dota_clip, root, metadata)
+    path, table = _split_path(root / "DADA2K_my_split", split), root / "annotation" / "full_anno.csv"
+    rows: dict[tuple[int, int], list[dict[str, int]]] = {}
+    for row in _dada_rows(table):
+        rows.setdefault((row["type"], row["video"]), []).append(row)
+    return _names(path), partial(_dada_clip, root, path, table, rows)
+
+
+def _split_path(folder: Path, split: str) -> Path:
+    inside = folder / split
+    return inside if inside.is_file() or not Path(split).is_file() else Path(split)
+
+
 def read_dota(root: Path, split: str) -> list[TrafficClip]:
     """The clips of `dataset/<split>` below a DoTA folder. Raises DataError."""
-    folder = root / "dataset"
-    names = _names(folder / split)
-    metadata = _json(folder / DOTA_METADATA[split]) if split in DOTA_METADATA else {}
-    return [_dota_clip(root, name, metadata) for name in names]
+    names, read = open_labels("dota", root, split)
+    return [read(name) for name in names]
 
 
-def _dota_clip(root: Path, name: str, metadata: dict[str, Any]) -> TrafficClip:
+def read_dada(root: Path, split: str) -> list[TrafficClip]:
+    """The clips of `DADA2K_my_split/<split>` (lines `type/video`) below a DADA-2000 folder. Raises DataError."""
+    names, read = open_labels("dada", root, split)
+    return [read(name) for name in names]
+
+
+def _dota_clip(root: Path, metadata: dict[str, Any], name: str) -> TrafficClip:
     path = root / "dataset" / "annotations" / f"{name}.json"
+    if not path.is_file():
+        raise DataError(f"clip {name!r} of the split list is unknown", found=f"no {path}", expected="its annotation")
     annotation = _json(path)
     try:
         numbered = sorted(
             (int(Path(entry["image_path"]).stem), int(entry["accident_id"])) for entry in annotation["labels"]
         )
+        kind_id = int(annotation.get("accident_id") or max((kind for _, kind in numbered), default=0))
         ego, night, category = bool(annotation["ego_involve"]), bool(annotation["night"]), ""
         if metadata:
             group, _, kind = metadata[name]["anomaly_class"].partition(": ")
@@ -227,28 +281,20 @@ def _dota_clip(root: Path, name: str, metadata: dict[str, Any]) -> TrafficClip:
         ego=ego,
         night=night,
         category=category,
+        kind=kind_id,
     )
 
 
-def read_dada(root: Path, split: str) -> list[TrafficClip]:
-    """The clips of `DADA2K_my_split/<split>` (lines `type/video`) below a DADA-2000 folder. Raises DataError."""
-    table = root / "annotation" / "full_anno.csv"
-    rows: dict[tuple[int, int], list[dict[str, int]]] = {}
-    for row in _dada_rows(table):
-        rows.setdefault((row["type"], row["video"]), []).append(row)
-    clips = []
-    for name in _names(root / "DADA2K_my_split" / split):
-        kind, _, video = name.partition("/")
-        found = rows.get((int(kind), int(video)), []) if kind.isdigit() and video.isdigit() else []
-        if len(found) != 1:
-            raise DataError(
-                f"{table}: rows of clip {name!r} of {split}", found=len(found), expected="one, as type/video"
-            )
-        clips.append(_dada_clip(root, name, found[0]))
-    return clips
-
-
-def _dada_clip(root: Path, name: str, row: dict[str, int]) -> TrafficClip:
+def _dada_clip(
+    root: Path, split: Path, table: Path, rows: Mapping[tuple[int, int], list[dict[str, int]]], name: str
+) -> TrafficClip:
+    kind, _, video = name.partition("/")
+    known = rows.get((int(kind), int(video)), []) if kind.isdigit() and video.isdigit() else []
+    if len(known) != 1:
+        raise DataError(
+            f"{table}: rows of clip {name!r} of {split.name}", found=len(known), expected="one, as type/video"
+        )
+    row = known[0]
     archive = root / "frames" / name / "images.zip"
     members = [member for member in ZIPS.names(archive) if member.endswith(".png")]
     if not members:
@@ -269,6 +315,7 @@ def _dada_clip(root: Path, name: str, row: dict[str, int]) -> TrafficClip:
         fps=DADA_FPS,
         ego=row["type"] in DADA_EGO_TYPES,
         night=row["light"] == 2,
+        kind=row["type"],
     )
 
 

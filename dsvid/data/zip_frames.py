@@ -12,9 +12,9 @@ import re
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, BinaryIO, Generic, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,6 +116,15 @@ class _Recent(Generic[Kept]):
 
     def clear(self) -> None:
         self._kept.clear()
+
+
+def write_zip(out: BinaryIO, members: Iterable[tuple[str, bytes]]) -> None:
+    """A zip of stored members in the order given; the same bytes for the same members."""
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as content:
+        for name, data in members:
+            info = zipfile.ZipInfo(name)  # its time is 1980
+            info.create_system, info.external_attr = 3, 0o644 << 16
+            content.writestr(info, data)
 
 
 # ---- one zip -------------------------------------------------------------------------------------------------------
