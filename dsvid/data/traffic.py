@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -224,13 +225,22 @@ def open_labels(layout: str, root: Path, split: str) -> tuple[list[str], ClipRea
     """
     if layout == "dota":
         path = _split_path(root / "dataset", split)
-        metadata = _json(root / "dataset" / DOTA_METADATA[path.name]) if path.name in DOTA_METADATA else {}
-        return _names(path), partial(_dota_clip, root, metadata)
+        metadata = _dota_metadata(root / "dataset", path.name)
+        return read_names(path), partial(_dota_clip, root, metadata)
     path, table = _split_path(root / "DADA2K_my_split", split), root / "annotation" / "full_anno.csv"
     rows: dict[tuple[int, int], list[dict[str, int]]] = {}
     for row in _dada_rows(table):
         rows.setdefault((row["type"], row["video"]), []).append(row)
-    return _names(path), partial(_dada_clip, root, path, table, rows)
+    return read_names(path), partial(_dada_clip, root, path, table, rows)
+
+
+def _dota_metadata(folder: Path, split: str) -> dict[str, Any]:
+    """What is known of the clips of a list; those of the other one too, for lists that were drawn anew."""
+    if split not in DOTA_METADATA:
+        return {}
+    others = (folder / name for name in DOTA_METADATA.values() if name != DOTA_METADATA[split])
+    own = read_object(folder / DOTA_METADATA[split])
+    return {name: facts for path in others if path.is_file() for name, facts in read_object(path).items()} | own
 
 
 def _split_path(folder: Path, split: str) -> Path:
@@ -254,7 +264,7 @@ def _dota_clip(root: Path, metadata: dict[str, Any], name: str) -> TrafficClip:
     path = root / "dataset" / "annotations" / f"{name}.json"
     if not path.is_file():
         raise DataError(f"clip {name!r} of the split list is unknown", found=f"no {path}", expected="its annotation")
-    annotation = _json(path)
+    annotation = read_object(path)
     try:
         numbered = sorted(
             (int(Path(entry["image_path"]).stem), int(entry["accident_id"])) for entry in annotation["labels"]
@@ -272,6 +282,11 @@ def _dota_clip(root: Path, metadata: dict[str, Any], name: str) -> TrafficClip:
         ) from error
     if not numbered:
         raise DataError(f"{path}: annotation of {name}", found="no frames in labels", expected="one entry a frame")
+    numbers = [number for number, _ in numbered]
+    if len(set(numbers)) < len(numbers):
+        again = next(number for number, after in pairwise(numbers) if number == after)
+        raise DataError(f"{path}: annotation of {name}", found=f"{again:06}.jpg for the second time",
+                        expected="one entry a frame")  # fmt: skip
     return TrafficClip(
         name=name,
         archive=root / "frames" / name / "images.zip",
@@ -307,6 +322,10 @@ def _dada_clip(
     labels = np.zeros(len(numbers), dtype=np.int64)
     if row["start"] > -1 and row["end"] > -1:
         labels[(numbers >= row["start"]) & (numbers <= row["end"])] = 1
+        if not labels.any():
+            raise DataError(f"{archive}: no frame is in the anomaly of {table}",
+                            found=f"frames {numbers[0]} to {numbers[-1]}, the anomaly {row['start']} to {row['end']}",
+                            expected="an anomaly inside of the clip")  # fmt: skip
     return TrafficClip(
         name=name,
         archive=archive,
@@ -339,12 +358,14 @@ def read_frames(clip: TrafficClip, positions: ArrayLike, zips: ZipFrames = ZIPS)
     return zips.read(clip.archive, [clip.frames[position] for position in np.asarray(positions).tolist()])
 
 
-def _names(path: Path) -> list[str]:
+def read_names(path: Path) -> list[str]:
+    """The lines of a split list without the empty ones. Raises DataError."""
     names = [line.strip() for line in _text(path).splitlines()]
     return [name for name in names if name]
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises DataError."""
     try:
         content = json.loads(_text(path))
     except json.JSONDecodeError as error:

@@ -81,6 +81,11 @@ class ZipFrames:
         opened = self._open(archive)
         return opened.member(opened.places([frame])[0])
 
+    def size(self, archive: str | Path, frame: str) -> int:
+        """How many bytes a picture has before it is packed. Raises DataError."""
+        opened = self._open(archive)
+        return int(opened.directory.size[opened.places([frame])[0]])
+
     def close(self) -> None:
         """Close what is open; the next read opens it again."""
         self._archives.clear()
@@ -216,7 +221,7 @@ def _read_directory(file: _OpenFile) -> _Directory:
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, EOFError) as error:
         raise DataError(f"{file.path}: not a zip file", found=error, expected="a zip file of frames") from error
     # of two members of one name the last counts, as everywhere
-    pictures = {member.filename: member for member in members if _is_picture(member.filename)}
+    pictures = {member.filename: member for member in members if is_picture(member.filename)}
     if not pictures:
         raise DataError(f"{file.path}: no pictures in the zip", found=f"{len(members)} members",
                         expected=", ".join(sorted(FRAME_SUFFIXES)))  # fmt: skip
@@ -233,7 +238,8 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Whether a member or a file is one of the frames, by its name."""
     stem, dot, suffix = name.rpartition("/")[2].rpartition(".")
     # a Mac's zip has a shadow `__MACOSX/._a.jpg` of every picture
     return bool(stem and dot) and f".{suffix.lower()}" in FRAME_SUFFIXES and not stem.startswith("._")
