@@ -69,6 +69,26 @@ DADA_COLUMNS = {
 ZIPS = ZipFrames()  # of this process; forks may go on with it
 
 
+class FrameNames(Sequence[str]):
+    """Names of numbered frames, as `000012.jpg`, in four bytes each: a large set has tens of millions."""
+
+    def __init__(self, numbers: Sequence[int], digits: int, suffix: str) -> None:
+        self._numbers = np.array(numbers, dtype=np.int32)
+        self._digits = digits
+        self._suffix = suffix
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return tuple(map(self._name, self._numbers[place].tolist()))
+        return self._name(int(self._numbers[place]))
+
+    def _name(self, number: int) -> str:
+        return f"{number:0{self._digits}}{self._suffix}"
+
+
 @dataclass(frozen=True)
 class TrafficClip:
     """One video: the names of its frames in the zip, their labels (1 = anomaly), and what is known of the whole.
@@ -79,7 +99,7 @@ class TrafficClip:
 
     name: str
     archive: Path
-    frames: tuple[str, ...]
+    frames: Sequence[str]
     labels: NDArray[np.int64]
     fps: int
     ego: bool
@@ -290,7 +310,7 @@ def _dota_clip(root: Path, metadata: dict[str, Any], name: str) -> TrafficClip:
     return TrafficClip(
         name=name,
         archive=root / "frames" / name / "images.zip",
-        frames=tuple(f"{number:06}.jpg" for number, _ in numbered),
+        frames=FrameNames(numbers, 6, ".jpg"),
         labels=np.array([int(kind > 0) for _, kind in numbered], dtype=np.int64),
         fps=DOTA_FPS,
         ego=ego,
@@ -319,6 +339,7 @@ def _dada_clip(
     except ValueError as error:
         raise DataError(f"{archive}: name of a frame", found=error, expected="NNNN.png") from error
     numbers = np.array([number for number, _ in numbered], dtype=np.int64)
+    names, regular = tuple(member for _, member in numbered), FrameNames(numbers.tolist(), 4, ".png")
     labels = np.zeros(len(numbers), dtype=np.int64)
     if row["start"] > -1 and row["end"] > -1:
         labels[(numbers >= row["start"]) & (numbers <= row["end"])] = 1
@@ -329,7 +350,7 @@ def _dada_clip(
     return TrafficClip(
         name=name,
         archive=archive,
-        frames=tuple(member for _, member in numbered),
+        frames=regular if tuple(regular) == names else names,
         labels=labels,
         fps=DADA_FPS,
         ego=row["type"] in DADA_EGO_TYPES,

@@ -1,4 +1,4 @@
-"""Unlabelled footage: the layouts of the releases, an index of lengths that agrees with the decoder and is resumable."""
+"""Unlabelled footage: the releases' layouts, and an index of lengths that agrees with the decoder and may be stopped."""
 
 from __future__ import annotations
 
