@@ -1,4 +1,4 @@
-"""Unlabelled footage: the releases' layouts, and an index of lengths that agrees with the decoder and may be stopped."""
+"""Unlabelled footage: the releases' layouts, an index of lengths that agrees with the decoder and may be stopped."""
 
 from __future__ import annotations
 
