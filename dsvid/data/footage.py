@@ -279,16 +279,16 @@ def _measure(root: Path, exact: bool, item: tuple[str, float]) -> Measured:
     name, fps = item
     path = root / name
     try:
-        frames, rate = _count_zip(path, fps) if path.suffix == ".zip" else _count_video(str(path), exact)
+        frames, rate = _count_zip(path) if path.suffix == ".zip" else _count_video(str(path), exact)
+        if not (fps or rate):
+            raise DataError(f"{path}: its frame rate", found="unknown", expected="--fps")
         return Measured(name, frames, fps or rate, _size(path))
     except DataError as error:
         return Measured(name, 0, fps, _size(path), one_line(error))
 
 
-def _count_zip(path: Path, fps: float) -> tuple[int, float]:
-    if not fps:
-        raise DataError(f"{path}: the frame rate of a zip", found="unknown", expected="--fps")
-    return ZipFrames(1, 1).count(path), fps
+def _count_zip(path: Path) -> tuple[int, float]:
+    return ZipFrames(1, 1).count(path), 0.0
 
 
 def _count_video(path: str, exact: bool) -> tuple[int, float]:
