@@ -6,9 +6,9 @@ a frame); files are read by `pread`, so that no process moves another one's plac
 
 from __future__ import annotations
 
-import io
 import os
 import re
+import stat
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -142,11 +142,14 @@ class _OpenFile:
         self.path = path
         self.handle = -1
         try:
-            self.handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # without waiting: a pipe has a writer some day, or never
+            self.handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError as error:
             raise DataError(f"{path}: no such file", expected="a zip file of frames") from error
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise DataError(f"{path}: cannot be opened", found=error, expected="a zip file of frames") from error
+        if not stat.S_ISREG(os.fstat(self.handle).st_mode):
+            raise DataError(f"{path}: cannot be opened", found="no regular file", expected="a zip file of frames")
 
     def __del__(self) -> None:
         if self.handle >= 0:
@@ -160,33 +163,6 @@ class _OpenFile:
                 got += more
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read", found=error.strerror or error) from error
-        return got
-
-
-class _Positioned(io.RawIOBase):
-    """A file object with a place of its own: forked processes share that of an inherited handle."""
-
-    def __init__(self, file: _OpenFile) -> None:
-        self._file = file
-        self._size = os.fstat(file.handle).st_size
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        if at < 0:
-            raise OSError(22, "a place before the start of the file")
-        self._at = at
-        return at
-
-    def readinto(self, buffer: Any) -> int:
-        got = self._file.read_into(memoryview(buffer).cast("B"), self._at)
-        self._at += got
         return got
 
 
@@ -216,7 +192,8 @@ class _Directory:
 
 def _read_directory(file: _OpenFile) -> _Directory:
     try:
-        with zipfile.ZipFile(_Positioned(file)) as content:
+        # the handle's own place is moved here only, right after it was opened: forks and threads read by position
+        with open(file.handle, "rb", closefd=False) as handle, zipfile.ZipFile(handle) as content:
             members = content.infolist()
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, EOFError) as error:
         raise DataError(f"{file.path}: not a zip file", found=error, expected="a zip file of frames") from error
