@@ -36,8 +36,8 @@ RULES = [
 
 @pytest.mark.parametrize("rule", RULES)
 def test_windows_are_those_of_counting_one_by_one(rule: WindowRule) -> None:
-    lengths = [0, 60, 46, 47, 1, 2, 15, 16, 200, 45, 0, 91, 31]
-    fps = [30, 30, 10, 30, 10, 30, 10, 10, 30, 30, 10, 10, 30]
+    lengths = [0, 60, 46, 47, 1, 2, 15, 16, 200, 45, 0, 91, 31, 35, 36, 37]
+    fps = [30, 30, 10, 30, 10, 30, 10, 10, 30, 30, 10, 10, 30, 10, 10, 10]
     index = WindowIndex(lengths, fps, rule)
     expected = [
         (clip, window)
