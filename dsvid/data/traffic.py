@@ -8,16 +8,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, UnidentifiedImageError
 
+from dsvid.data.window_index import WindowIndex, WindowRule
+from dsvid.data.zip_frames import ZipFrames
 from dsvid.errors import DataError
 
 OUTSIDE_S = -100.0  # time to the anomaly of a frame that is near none
@@ -35,6 +37,24 @@ DOTA_CATEGORIES = {
     "leave_to_right": "OO",
     "unknown": "UK",
 }
+DOTA_ACCIDENT_IDS = {
+    name: number
+    for number, name in enumerate(
+        (
+            "start_stop_or_stationary",
+            "moving_ahead_or_waiting",
+            "lateral",
+            "oncoming",
+            "turning",
+            "pedestrian",
+            "obstacle",
+            "leave_to_right",
+            "leave_to_left",
+            "unknown",
+        ),
+        start=1,
+    )
+}
 DOTA_METADATA = {"train_split.txt": "metadata_train.json", "val_split.txt": "metadata_val.json"}
 DADA_EGO_TYPES = frozenset([*range(1, 19), 61, 62])
 DADA_COLUMNS = {
@@ -46,21 +66,46 @@ DADA_COLUMNS = {
 }
 
 
+ZIPS = ZipFrames()  # of this process; forks may go on with it
+
+
+class FrameNames(Sequence[str]):
+    """Names of numbered frames, as `000012.jpg`, in four bytes each: a large set has tens of millions."""
+
+    def __init__(self, numbers: Sequence[int], digits: int, suffix: str) -> None:
+        self._numbers = np.array(numbers, dtype=np.int32)
+        self._digits = digits
+        self._suffix = suffix
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return tuple(map(self._name, self._numbers[place].tolist()))
+        return self._name(int(self._numbers[place]))
+
+    def _name(self, number: int) -> str:
+        return f"{number:0{self._digits}}{self._suffix}"
+
+
 @dataclass(frozen=True)
 class TrafficClip:
     """One video: the names of its frames in the zip, their labels (1 = anomaly), and what is known of the whole.
 
-    `category` is empty and `ego` the annotation's where the list has no metadata.
+    `category` is empty and `ego` the annotation's where the list has no metadata. `kind` is the number of the
+    accident: DoTA's accident_id, DADA-2000's type.
     """
 
     name: str
     archive: Path
-    frames: tuple[str, ...]
+    frames: Sequence[str]
     labels: NDArray[np.int64]
     fps: int
     ego: bool
     night: bool
     category: str = ""
+    kind: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,20 +137,10 @@ def windows(
     `step` counts frames of the source. `with_start` appends a window at frame 0 where the first one starts late (the
     rule of simple-tad's pre-training sets). Raises DataError where view_fps does not divide source_fps.
     """
-    if view_fps < 1 or source_fps % view_fps:
-        raise DataError(
-            "data.view_fps does not divide the frame rate",
-            found=f"view_fps={view_fps}, frames at {source_fps} fps",
-            expected=f"one of {[fps for fps in range(1, source_fps + 1) if source_fps % fps == 0]}",
-        )
-    stride = source_fps // view_fps
-    free = frames - (stride * (length - 1) + 1)
-    if free < 0:
-        return np.empty((0, length), dtype=np.int64)
-    starts = np.arange(free % step, free + 1, step, dtype=np.int64)
-    if with_start and starts[0] > min(0.3 * source_fps, 5):
-        starts = np.append(starts, 0)
-    return starts[:, None] + stride * np.arange(length, dtype=np.int64)
+    rule = WindowRule(length, view_fps, step, with_start)
+    rule.offsets(source_fps)  # an error for clips too short as well
+    index = WindowIndex([frames], source_fps, rule)
+    return index.positions(np.arange(len(index)))[1]
 
 
 def time_to_anomaly(
@@ -146,42 +181,115 @@ def _logistic(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return 1.0 / (1.0 + np.exp(-values))
 
 
+class LabelledWindows:
+    """The windows of labelled clips, numbered through; targets are worked out when they are asked for.
+
+    One byte a frame and 24 a clip, whatever the number of windows. Raises DataError for an empty list.
+    """
+
+    def __init__(self, clips: Sequence[TrafficClip], rule: WindowRule) -> None:
+        if not clips:
+            raise DataError("traffic data", found="an empty list", expected="at least one clip")
+        self.fps = np.array([clip.fps for clip in clips], dtype=np.float64)
+        self.index = WindowIndex([len(clip.frames) for clip in clips], self.fps, rule)
+        self._labels = np.concatenate([clip.labels for clip in clips]).astype(np.uint8)
+        self._ends = np.cumsum(self.index.frames)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def take(self, numbers: ArrayLike) -> TrafficWindows:
+        """Windows by number, with their targets."""
+        clip, frames = self.index.positions(np.atleast_1d(np.asarray(numbers, dtype=np.int64)))
+        last = frames[:, -1]
+        times, risk = np.zeros(len(clip)), np.zeros(len(clip), dtype=np.float32)
+        order = np.argsort(clip, kind="stable")
+        for group in np.split(order, np.flatnonzero(np.diff(clip[order])) + 1) if len(clip) else ():
+            number = int(clip[group[0]])
+            labels = self._clip_labels(number)
+            of_all = time_to_anomaly(labels, self.fps[number])
+            times[group] = of_all[last[group]]
+            risk[group] = smooth_risk(labels, of_all)[last[group]]
+        label = self.labels(clip, last)
+        return TrafficWindows(clip, frames, label, times, risk)
+
+    def labels(self, clip: NDArray[np.int64], frame: NDArray[np.int64]) -> NDArray[np.int64]:
+        """0 or 1 for frames of clips [n]."""
+        found: NDArray[np.int64] = self._labels[self._ends[clip] - self.index.frames[clip] + frame].astype(np.int64)
+        return found
+
+    def _clip_labels(self, clip: int) -> NDArray[np.uint8]:
+        return self._labels[self._ends[clip] - self.index.frames[clip] : self._ends[clip]]
+
+
 def cut_windows(
     clips: Sequence[TrafficClip], *, length: int, view_fps: int, step: int, with_start: bool = False
 ) -> TrafficWindows:
-    """The windows of all clips, in their order, with the targets at the last frame of each."""
-    parts: list[tuple[NDArray[Any], ...]] = []
-    for number, clip in enumerate(clips):
-        cut = windows(
-            len(clip.frames), length=length, source_fps=clip.fps, view_fps=view_fps, step=step, with_start=with_start
-        )
-        times = time_to_anomaly(clip.labels, clip.fps)
-        risk = smooth_risk(clip.labels, times)
-        last = cut[:, -1]
-        parts.append((np.full(len(cut), number), cut, clip.labels[last], times[last], risk[last]))
-    if not parts:
-        raise DataError("traffic data", found="an empty list", expected="at least one clip")
-    return TrafficWindows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    """The windows of all clips, in their order, with the targets at the last frame of each. Raises DataError."""
+    cut = LabelledWindows(clips, WindowRule(length, view_fps, step, with_start))
+    return cut.take(np.arange(len(cut)))
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
+LAYOUTS = ("dota", "dada")
+ClipReader = Callable[[str], TrafficClip]
+
+
+def open_labels(layout: str, root: Path, split: str) -> tuple[list[str], ClipReader]:
+    """(names of the clips of a split list, what reads one of them): faults of one clip are met when it is read.
+
+    The list is `dataset/<split>` below a DoTA folder, `DADA2K_my_split/<split>` below a DADA-2000 folder; a path that
+    exists is taken as it is. Raises DataError.
+    """
+    if layout == "dota":
+        path = _split_path(root / "dataset", split)
+        metadata = _dota_metadata(root / "dataset", path.name)
+        return read_names(path), partial(_dota_clip, root, metadata)
+    path, table = _split_path(root / "DADA2K_my_split", split), root / "annotation" / "full_anno.csv"
+    rows: dict[tuple[int, int], list[dict[str, int]]] = {}
+    for row in _dada_rows(table):
+        rows.setdefault((row["type"], row["video"]), []).append(row)
+    return read_names(path), partial(_dada_clip, root, path, table, rows)
+
+
+def _dota_metadata(folder: Path, split: str) -> dict[str, Any]:
+    """What is known of the clips of a list; those of the other one too, for lists that were drawn anew."""
+    if split not in DOTA_METADATA:
+        return {}
+    others = (folder / name for name in DOTA_METADATA.values() if name != DOTA_METADATA[split])
+    own = read_object(folder / DOTA_METADATA[split])
+    return {name: facts for path in others if path.is_file() for name, facts in read_object(path).items()} | own
+
+
+def _split_path(folder: Path, split: str) -> Path:
+    inside = folder / split
+    return inside if inside.is_file() or not Path(split).is_file() else Path(split)
+
+
 def read_dota(root: Path, split: str) -> list[TrafficClip]:
     """The clips of `dataset/<split>` below a DoTA folder. Raises DataError."""
-    folder = root / "dataset"
-    names = _names(folder / split)
-    metadata = _json(folder / DOTA_METADATA[split]) if split in DOTA_METADATA else {}
-    return [_dota_clip(root, name, metadata) for name in names]
+    names, read = open_labels("dota", root, split)
+    return [read(name) for name in names]
 
 
-def _dota_clip(root: Path, name: str, metadata: dict[str, Any]) -> TrafficClip:
+def read_dada(root: Path, split: str) -> list[TrafficClip]:
+    """The clips of `DADA2K_my_split/<split>` (lines `type/video`) below a DADA-2000 folder. Raises DataError."""
+    names, read = open_labels("dada", root, split)
+    return [read(name) for name in names]
+
+
+def _dota_clip(root: Path, metadata: dict[str, Any], name: str) -> TrafficClip:
     path = root / "dataset" / "annotations" / f"{name}.json"
-    annotation = _json(path)
+    if not path.is_file():
+        raise DataError(f"clip {name!r} of the split list is unknown", found=f"no {path}", expected="its annotation")
+    annotation = read_object(path)
     try:
         numbered = sorted(
             (int(Path(entry["image_path"]).stem), int(entry["accident_id"])) for entry in annotation["labels"]
         )
+        kind_id = int(annotation.get("accident_id") or max((kind for _, kind in numbered), default=0))
         ego, night, category = bool(annotation["ego_involve"]), bool(annotation["night"]), ""
         if metadata:
             group, _, kind = metadata[name]["anomaly_class"].partition(": ")
@@ -192,56 +300,62 @@ def _dota_clip(root: Path, name: str, metadata: dict[str, Any]) -> TrafficClip:
             found=f"{type(error).__name__}: {error}",
             expected="labels with image_path and accident_id, ego_involve, night; in the metadata anomaly_class",
         ) from error
+    if not numbered:
+        raise DataError(f"{path}: annotation of {name}", found="no frames in labels", expected="one entry a frame")
+    numbers = [number for number, _ in numbered]
+    if len(set(numbers)) < len(numbers):
+        again = next(number for number, after in pairwise(numbers) if number == after)
+        raise DataError(f"{path}: annotation of {name}", found=f"{again:06}.jpg for the second time",
+                        expected="one entry a frame")  # fmt: skip
     return TrafficClip(
         name=name,
         archive=root / "frames" / name / "images.zip",
-        frames=tuple(f"{number:06}.jpg" for number, _ in numbered),
+        frames=FrameNames(numbers, 6, ".jpg"),
         labels=np.array([int(kind > 0) for _, kind in numbered], dtype=np.int64),
         fps=DOTA_FPS,
         ego=ego,
         night=night,
         category=category,
+        kind=kind_id,
     )
 
 
-def read_dada(root: Path, split: str) -> list[TrafficClip]:
-    """The clips of `DADA2K_my_split/<split>` (lines `type/video`) below a DADA-2000 folder. Raises DataError."""
-    table = root / "annotation" / "full_anno.csv"
-    rows: dict[tuple[int, int], list[dict[str, int]]] = {}
-    for row in _dada_rows(table):
-        rows.setdefault((row["type"], row["video"]), []).append(row)
-    clips = []
-    for name in _names(root / "DADA2K_my_split" / split):
-        kind, _, video = name.partition("/")
-        found = rows.get((int(kind), int(video)), []) if kind.isdigit() and video.isdigit() else []
-        if len(found) != 1:
-            raise DataError(
-                f"{table}: rows of clip {name!r} of {split}", found=len(found), expected="one, as type/video"
-            )
-        clips.append(_dada_clip(root, name, found[0]))
-    return clips
-
-
-def _dada_clip(root: Path, name: str, row: dict[str, int]) -> TrafficClip:
+def _dada_clip(
+    root: Path, split: Path, table: Path, rows: Mapping[tuple[int, int], list[dict[str, int]]], name: str
+) -> TrafficClip:
+    kind, _, video = name.partition("/")
+    known = rows.get((int(kind), int(video)), []) if kind.isdigit() and video.isdigit() else []
+    if len(known) != 1:
+        raise DataError(
+            f"{table}: rows of clip {name!r} of {split.name}", found=len(known), expected="one, as type/video"
+        )
+    row = known[0]
     archive = root / "frames" / name / "images.zip"
-    with _open_zip(archive) as content:
-        members = [member for member in content.namelist() if member.endswith(".png")]
+    members = [member for member in ZIPS.names(archive) if member.endswith(".png")]
+    if not members:
+        raise DataError(f"{archive}: no frames", found="pictures of other kinds", expected="NNNN.png")
     try:
         numbered = sorted((int(Path(member).stem.split("_")[-1]), member) for member in members)
     except ValueError as error:
         raise DataError(f"{archive}: name of a frame", found=error, expected="NNNN.png") from error
     numbers = np.array([number for number, _ in numbered], dtype=np.int64)
+    names, regular = tuple(member for _, member in numbered), FrameNames(numbers.tolist(), 4, ".png")
     labels = np.zeros(len(numbers), dtype=np.int64)
     if row["start"] > -1 and row["end"] > -1:
         labels[(numbers >= row["start"]) & (numbers <= row["end"])] = 1
+        if not labels.any():
+            raise DataError(f"{archive}: no frame is in the anomaly of {table}",
+                            found=f"frames {numbers[0]} to {numbers[-1]}, the anomaly {row['start']} to {row['end']}",
+                            expected="an anomaly inside of the clip")  # fmt: skip
     return TrafficClip(
         name=name,
         archive=archive,
-        frames=tuple(member for _, member in numbered),
+        frames=regular if tuple(regular) == names else names,
         labels=labels,
         fps=DADA_FPS,
         ego=row["type"] in DADA_EGO_TYPES,
         night=row["light"] == 2,
+        kind=row["type"],
     )
 
 
@@ -260,28 +374,19 @@ def _dada_rows(path: Path) -> list[dict[str, int]]:
     return rows
 
 
-def read_frames(clip: TrafficClip, positions: ArrayLike) -> NDArray[np.uint8]:
+def read_frames(clip: TrafficClip, positions: ArrayLike, zips: ZipFrames = ZIPS) -> NDArray[np.uint8]:
     """The frames at these positions of the clip's list, uint8 RGB [T, H, W, 3]. Raises DataError with file and name."""
-    pictures = []
-    with _open_zip(clip.archive) as content:
-        for position in np.asarray(positions).tolist():
-            name = clip.frames[position]
-            try:
-                with Image.open(io.BytesIO(content.read(name))) as picture:
-                    pictures.append(np.asarray(picture.convert("RGB")))
-            except (KeyError, OSError, zipfile.BadZipFile, UnidentifiedImageError) as error:
-                raise DataError(f"{clip.archive}: frame {name}", found=error, expected="a picture") from error
-    if len({picture.shape for picture in pictures}) != 1:
-        raise DataError(f"{clip.archive}: frames of one clip", found="several sizes", expected="one size")
-    return np.stack(pictures)
+    return zips.read(clip.archive, [clip.frames[position] for position in np.asarray(positions).tolist()])
 
 
-def _names(path: Path) -> list[str]:
+def read_names(path: Path) -> list[str]:
+    """The lines of a split list without the empty ones. Raises DataError."""
     names = [line.strip() for line in _text(path).splitlines()]
     return [name for name in names if name]
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises DataError."""
     try:
         content = json.loads(_text(path))
     except json.JSONDecodeError as error:
@@ -296,10 +401,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read", found=error, expected="a text file of the data set") from error
-
-
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read", found=error, expected="a zip file of frames") from error

@@ -123,3 +123,31 @@ def test_a_dada_clip_needs_one_row_of_the_table(tmp_path):
     table.write_text(header + "3,10,one,2,1\n")
     with pytest.raises(DataError, match=r"full_anno\.csv: row 2"):
         traffic.read_dada(tmp_path, "training.txt")
+
+
+def test_names_of_frames_are_small_and_a_sequence():
+    names = traffic.FrameNames([0, 7, 12, 1_000_000], 6, ".jpg")
+    assert list(names) == ["000000.jpg", "000007.jpg", "000012.jpg", "1000000.jpg"] and len(names) == 4
+    assert names[-1] == "1000000.jpg" and names[1:3] == ("000007.jpg", "000012.jpg") and names[np.int64(1)] == names[1]
+    assert "000012.jpg" in names and "12.jpg" not in names
+    with pytest.raises(IndexError):
+        names[4]
+
+
+def test_irregular_names_of_dada_are_kept(tmp_path):
+    (tmp_path / "annotation").mkdir()
+    (tmp_path / "DADA2K_my_split").mkdir()
+    (tmp_path / "DADA2K_my_split" / "training.txt").write_text("10/003\n")
+    header = 'video,type,abnormal start frame,abnormal end frame,"light(day,night)1-2"\n'
+    (tmp_path / "annotation" / "full_anno.csv").write_text(header + "3,10,2,2,2\n")
+    (tmp_path / "frames" / "10" / "003").mkdir(parents=True)
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "PNG")
+    for names in (["images_0001.png", "images_0002.png", "images_0010.png"], ["0001.png", "0002.png"]):
+        with zipfile.ZipFile(tmp_path / "frames" / "10" / "003" / "images.zip", "w") as content:
+            for name in reversed(names):
+                content.writestr(name, data.getvalue())
+        traffic.ZIPS.close()  # the file is replaced while it is open
+        (clip,) = traffic.read_dada(tmp_path, "training.txt")
+        assert list(clip.frames) == names and clip.labels.tolist() == [0, 1, 0][: len(names)] and clip.night
+        assert traffic.read_frames(clip, [1]).shape == (1, 8, 8, 3)
