@@ -153,6 +153,20 @@ class DetectConfig(Section):
     test: DetectFiles = DetectFiles()
 
 
+class AnomalyConfig(Section):
+    layout: Literal["dota", "dada"] = "dota"
+    loss: Literal["crossentropy", "focal", "focal6x100", "focal2_2", "focal2_6", "smoothap", "2bce", "exponential1"] = (
+        "crossentropy"
+    )
+    class_weights: tuple[float, float] = Field((1.0, 1.0), description="of safe and anomaly, in crossentropy")
+    eval_rate: int = Field(0, ge=0, description="data.sampling_rate of evaluations; 0 = 1, every frame is a target")
+    padding: Literal["none", "repeat"] = Field(
+        "none", description="evaluation: repeat shows the first frame again, so that a clip's first frames count too"
+    )
+    nearest: bool = Field(False, description="a frame rate that data.view_fps does not divide: the nearest frames")
+    driving: bool = Field(True, description="training: borders of twelve kinds around the frame, before the squash")
+
+
 class OptimConfig(Section):
     base_lr: float = Field(1.5e-4, gt=0)
     min_lr: float = Field(1e-5, ge=0, description="scaled like base_lr")
@@ -230,12 +244,13 @@ class RunConfig(Section):
 
 class Recipe(Section):
     about: About = About()
-    task: Literal["pretrain", "classify", "detect"] = "pretrain"
+    task: Literal["pretrain", "classify", "detect", "anomaly"] = "pretrain"
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     pretrain: PretrainConfig = PretrainConfig()
     classify: ClassifyConfig = ClassifyConfig()
     detect: DetectConfig = DetectConfig()
+    anomaly: AnomalyConfig = AnomalyConfig()
     optim: OptimConfig = OptimConfig()
     batch: BatchConfig = BatchConfig()
     eval: EvalConfig = EvalConfig()
@@ -375,6 +390,8 @@ def _check(recipe: Recipe) -> None:
     _check_training(recipe)
     if recipe.task == "detect":
         _check_detect(recipe)
+    elif recipe.task == "anomaly":
+        _check_anomaly(recipe)
     elif recipe.data.flip > 0 and "builtin" in (recipe.data.train, recipe.data.val, recipe.data.test):
         raise RecipeError(
             "data.flip with the built-in clips",
@@ -455,20 +472,40 @@ def _check_detect(recipe: Recipe) -> None:
         )  # fmt: skip
     if (data.val or data.test) and "builtin" in (data.train, data.val, data.test) and data.flip > 0:
         raise RecipeError("data.flip with the built-in figures: left would be right", fix="data.flip=0")
-    plain, views = DataConfig(), EvalConfig()
-    for key, value, needed in (
-        ("data.crop", data.crop, "random"),
-        ("data.num_sample", data.num_sample, 1),
-        ("data.view_fps", data.view_fps, None),
-        ("data.sampling", data.sampling, plain.sampling),
-        ("data.augment", data.augment, plain.augment),
-        ("data.cache_mb", data.cache_mb, 0),
-        ("eval.segments", recipe.eval.segments, views.segments),
-        ("eval.crops", recipe.eval.crops, views.crops),
-        ("eval.merge", recipe.eval.merge, views.merge),
-    ):
-        if value != needed:
-            raise RecipeError(f"{key} has no effect in task detect", found=value, expected=needed, fix="leave it out")
+    _check_unused(recipe, crop="random", view_fps=None, augment=AugmentConfig(), short_side=data.short_side)
+
+
+def _check_anomaly(recipe: Recipe) -> None:
+    if recipe.model.num_classes != 2 or recipe.data.view_fps is None:
+        raise RecipeError(
+            "task anomaly has two classes, safe and anomaly, and a frame rate",
+            found=f"model.num_classes={recipe.model.num_classes}, data.view_fps={recipe.data.view_fps}",
+            fix="model.num_classes=2 data.view_fps=10",
+        )
+    if min(recipe.anomaly.class_weights) <= 0:
+        raise RecipeError("anomaly.class_weights", found=recipe.anomaly.class_weights, expected="above 0")
+    if recipe.anomaly.class_weights != (1.0, 1.0) and recipe.anomaly.loss != "crossentropy":
+        raise RecipeError(
+            f"anomaly.class_weights has no effect in loss {recipe.anomaly.loss}", fix="anomaly.loss=crossentropy"
+        )
+    how = recipe.data.augment
+    if how.mixes:
+        raise RecipeError("data.augment.mixup and cutmix: not for task anomaly", fix="leave them out")
+    _check_unused(recipe, crop="center", view_fps=recipe.data.view_fps, augment=how, short_side=0)
+
+
+def _check_unused(recipe: Recipe, **needed: Any) -> None:
+    """Raise RecipeError for a key that the task's data would not look at."""
+    data, views = recipe.data, EvalConfig()
+    rows = [(f"data.{key}", getattr(data, key), value) for key, value in needed.items()]
+    rows += [("data.num_sample", data.num_sample, 1), ("data.sampling", data.sampling, "stride")]
+    rows += [("data.cache_mb", data.cache_mb, 0)]
+    rows += [(f"eval.{key}", getattr(recipe.eval, key), getattr(views, key)) for key in ("segments", "crops", "merge")]
+    for key, value, expected in rows:
+        if value != expected:
+            raise RecipeError(
+                f"{key} has no effect in task {recipe.task}", found=value, expected=expected, fix=f"{key}={expected}"
+            )
 
 
 def dump_yaml(recipe: Recipe) -> str:

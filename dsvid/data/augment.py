@@ -30,6 +30,15 @@ def resize(clip: Tensor, height: int, width: int, *, antialias: bool = True) -> 
     return out.permute(0, 2, 3, 1).contiguous()
 
 
+def squash(clip: Tensor, side: int) -> Tensor:
+    """Bicubic to a square without keeping the shape, uint8 [T, H, W, 3] -> [T, side, side, 3]; no antialiasing."""
+    if clip.shape[1:3] == (side, side):
+        return clip
+    planes = clip.permute(0, 3, 1, 2)
+    out = torch.nn.functional.interpolate(planes, (side, side), mode="bicubic", align_corners=False, antialias=False)
+    return out.permute(0, 2, 3, 1).contiguous()
+
+
 def resize_short_side(clip: Tensor, size: int) -> Tensor:
     """Scale so that the shorter side is `size`; the longer one is int(size * long / short), as in the originals."""
     height, width = clip.shape[1:3]

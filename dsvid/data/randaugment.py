@@ -19,7 +19,11 @@ from dsvid.recipe import nearest
 
 FILL = (128, 128, 128)  # where an operation moves the picture's edge into view; the scripts leave timm's grey
 FULL_LEVEL = 10.0  # timm's magnitude at which an operation has its full range
-SETS = ("weights", "3a", "3aw")
+SETS = ("weights", "3a", "3aw", "driving")
+# simple-tad's choice for traffic: nothing that hides the road or moves it out of the frame
+DRIVING = (
+    "AutoContrast", "Equalize", "Invert", "Rotate", "Color", "Contrast", "Brightness", "Sharpness", "ShearX", "ShearY",
+)  # fmt: skip
 _KEYS = {
     "m": "magnitude",
     "n": "operations in a row",
@@ -116,7 +120,8 @@ def parse_policy(text: str) -> RandAugment:
         else:
             key, value = _number(text, part)
             values[key] = value
-    choices = rand_augment_choices(chosen, increasing=bool(values.get("inc", 0)))
+    own = chosen == "driving"  # in this set nothing grows with the magnitude, whatever `inc` says
+    choices = DRIVING if own else rand_augment_choices(chosen, increasing=bool(values.get("inc", 0)))
     weights = None
     if isinstance(choices, dict):
         total = sum(choices.values())
