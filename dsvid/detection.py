@@ -5,8 +5,7 @@ Knows objectives, samples and metrics; knows no loop and no engine. Legend: K bo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from dsvid.errors import DataError
 from dsvid.metrics import ava
 from dsvid.metrics.ava import AvaScores, BoxRows
 from dsvid.objectives import DetectObjective
+from dsvid.runtime import one_thread
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def detect(
     short: set[tuple[int, str]] = set()
     training = objective.training
     objective.eval()
-    with _one_thread(device):
+    with one_thread(device):
         for batch in batches:
             on_device = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
             scores = objective.scores(on_device, passes=_most(objective.sizes(on_device), device))
@@ -162,17 +162,3 @@ def _most(own: int, device: torch.device) -> int:
     most = torch.tensor([own], device=device)
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
     return int(most)
-
-
-@contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
-    """One thread a rank on the CPU: matrix products differ in their last bits with the number of threads, and ranks of
-    one node share its cores.
-    """
-    threads = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -82,6 +82,30 @@ def bar_picture(values: dict[str, float], *, title: str, width: int = 640) -> Pi
     return np.asarray(sheet)
 
 
+def curve_picture(
+    curves: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]], *, title: str, axes: tuple[str, str]
+) -> Pixels:
+    """Curves (x, y) in [0, 1] x [0, 1], one a name -> picture [h, w, 3]; values outside are drawn at the edge."""
+    from PIL import Image, ImageDraw
+
+    side, left, top = 360, 40, 24
+    colours = ((32, 81, 150), (200, 70, 40), (40, 140, 70), (130, 60, 150))
+    sheet = Image.new("RGB", (left + side + 16, top + side + 34 + 14 * len(curves)), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((GAP, GAP), title, fill="black")
+    draw.rectangle((left, top, left + side, top + side), outline="gray")
+    for tick in (0.0, 0.5, 1.0):
+        draw.text((left + tick * side - 8, top + side + 4), f"{tick:g}", fill="black")
+        draw.text((left - 26, top + (1 - tick) * side - 6), f"{tick:g}", fill="black")
+    draw.text((left + side // 2 + 20, top + side + 4), f"{axes[0]} (up: {axes[1]})", fill="black")
+    for place, (name, (x, y)) in enumerate(curves.items()):
+        colour = colours[place % len(colours)]
+        points = zip(np.clip(x, 0, 1), np.clip(y, 0, 1), strict=True)
+        draw.line([(left + a * side, top + (1 - b) * side) for a, b in points], fill=colour, width=2)
+        draw.text((left, top + side + 20 + 14 * place), name, fill=colour)
+    return np.asarray(sheet)
+
+
 def save_png(picture: Pixels, path: Path) -> None:
     """Write a picture [h, w, 3]."""
     from PIL import Image

@@ -63,8 +63,9 @@ MAY_IMPORT = {
     "show": {"data", "overlay", "publish", "timeline"},
     "evaluate": {"objectives", "data", "metrics", "pictures", "publish"},
     "detection_report": {"metrics", "pictures", "publish"},
-    "detection": {"objectives", "data", "metrics", "detection_report"},
-    "tasks": {"documents", "data", "detection", "evaluate", "models", "objectives", "recipe"},
+    "detection": {"objectives", "data", "metrics", "detection_report", "runtime"},
+    "anomaly": {"objectives", "data", "metrics", "pictures", "publish", "runtime"},
+    "tasks": {"anomaly", "documents", "data", "detection", "evaluate", "models", "objectives", "recipe"},
     "job": {
         "documents",
         "optim",

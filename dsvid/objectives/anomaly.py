@@ -1,4 +1,4 @@
-"""Losses of traffic anomaly detection: logits of two classes (safe, anomaly) -> a number. Knows no model.
+"""Traffic anomaly detection: windows of frames -> logits of two classes (safe, anomaly), and the losses on them.
 
 Legend: B windows. The formulas and their constants are simple-tad's (arXiv 2504.12822, code). Two of its losses fail
 there: the pair of binary cross-entropies for want of smoothed labels, the temporal one in its constructor.
@@ -14,6 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsvid.errors import RecipeError
+from dsvid.models.vit import VisionTransformer
+from dsvid.objectives.classify import ClassifyObjective
+from dsvid.objectives.output import Batch, Output
+from dsvid.objectives.pretrain import IMAGENET_MEAN, IMAGENET_STD
+from dsvid.tokens import TubeletGrid
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,38 @@ def temporal_loss(logits: Tensor, labels: Tensor, ttc_s: Tensor, before: float =
     return (F.cross_entropy(logits, labels, reduction="none") * weights).mean()
 
 
+class AnomalyObjective(ClassifyObjective):
+    """Batch of uint8 windows with targets -> loss; logs `correct`. `class_weights` are of the cross-entropy."""
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        grid: TubeletGrid,
+        *,
+        loss: str = "crossentropy",
+        class_weights: Sequence[float] = (1.0, 1.0),
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__(model, grid, mean=mean, std=std)
+        if loss not in LOSSES:
+            raise _unknown_loss(loss)
+        self.loss, self.class_weights = loss, tuple(class_weights)
+
+    def forward(self, batch: Batch) -> Output:
+        """Loss over batch["clip"], "label", "ttc_s" and "risk" [B]."""
+        logits = self.logits(batch)
+        targets = AnomalyTargets(batch["label"], batch["ttc_s"], batch["risk"])
+        if self.loss == "crossentropy" and self.class_weights != (1.0, 1.0):
+            weights = torch.tensor(self.class_weights, device=logits.device)[targets.label]
+            # a plain mean: torch's own divides by the weights that happen to be in the batch
+            loss = (F.cross_entropy(logits, targets.label, reduction="none") * weights).mean()
+        else:
+            loss = anomaly_loss(self.loss, logits, targets)
+        right = (logits.detach().argmax(dim=-1) == targets.label).float()
+        return Output(loss, {"correct": right.sum()})
+
+
 def anomaly_loss(name: str, logits: Tensor, targets: AnomalyTargets) -> Tensor:
     """The loss that simple-tad's `--loss` calls `name`. Raises RecipeError for a name that is none of LOSSES."""
     labels, weights = targets.label, (0.40, 0.60)
@@ -77,7 +114,11 @@ def anomaly_loss(name: str, logits: Tensor, targets: AnomalyTargets) -> Tensor:
             return double_binary_loss(logits, targets.risk)
         case "exponential1":
             return temporal_loss(logits, labels, targets.ttc_s)
-    raise RecipeError(f"unknown loss {name!r}", expected=f"one of {', '.join(LOSSES)}")
+    raise _unknown_loss(name)
+
+
+def _unknown_loss(name: str) -> RecipeError:
+    return RecipeError(f"unknown loss {name!r}", expected=f"one of {', '.join(LOSSES)}")
 
 
 LOSSES = ("crossentropy", "focal", "focal6x100", "focal2_2", "focal2_6", "smoothap", "2bce", "exponential1")

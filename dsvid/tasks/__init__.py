@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dsvid.recipe import Recipe
+from dsvid.tasks.anomaly import AnomalyTask
 from dsvid.tasks.classify import ClassifyTask
 from dsvid.tasks.detect import DetectTask
 from dsvid.tasks.pretrain import PretrainTask
 from dsvid.tasks.task import Ranked, Result, Samples, Task, unreadable_split
 
-TASKS: dict[str, Task] = {"pretrain": PretrainTask(), "classify": ClassifyTask(), "detect": DetectTask()}
+TASKS: dict[str, Task] = {
+    "pretrain": PretrainTask(),
+    "classify": ClassifyTask(),
+    "detect": DetectTask(),
+    "anomaly": AnomalyTask(),
+}
 
 __all__ = ["TASKS", "Ranked", "Result", "Samples", "Task", "task_of", "unreadable_split"]
 
