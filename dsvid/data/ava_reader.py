@@ -13,7 +13,7 @@ from dsvid.data import ava_boxes, ava_clips
 from dsvid.data.ava_clips import AvaView
 from dsvid.data.ava_split import AvaSplit
 from dsvid.data.decode import choose_decoder
-from dsvid.data.reader import Choice, Chosen
+from dsvid.data.reader import Choice, Chosen, InOrder
 from dsvid.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SHAPE_TOLERANCE = 0.02  # of width / height: clips are re-encoded with sides rounded to even numbers
 
 
-class AvaReader:
+class AvaReader(InOrder):
     """Reads one split; clips are padded to multiples of `patch`."""
 
     def __init__(self, data: DataConfig, detect: DetectConfig, split: AvaSplit, patch: int) -> None:

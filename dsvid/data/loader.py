@@ -87,7 +87,7 @@ class _TrainClips(Dataset[Any]):
 
         What is told of unreadable videos is told of those at the places `own`: another batch tells of the others.
         """
-        epochs, indices = order.locate(first_video, count, seed=self.seed, dataset_size=self.reader.size)
+        epochs, indices = self.reader.locate(first_video, count, self.seed)
         items: list[Any] = []
         seeds: list[int] = []
         used: list[int] = []

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dsvid.data import augment, sampling
+from dsvid.data import augment, order, sampling
 from dsvid.data.decode import ClipSource, choose_decoder, open_clip_source
 from dsvid.data.manifest import Manifest, open_split
 from dsvid.data.randaugment import parse_policy
@@ -43,6 +43,7 @@ class Chosen:
 
 
 Choice = sampling.Draws | tuple[int, int]
+Ints = NDArray[np.int64]
 
 
 class Reader(Protocol):
@@ -61,6 +62,9 @@ class Reader(Protocol):
     def path(self, index: int) -> str:
         """The file of sample `index`, for messages."""
 
+    def locate(self, first: int, count: int, seed: int) -> tuple[Ints, Ints]:
+        """(pass over the samples, sample) at the places first .. first+count-1 of the endless stream, int64 [count]."""
+
     def frames(self, index: int, choose: Choice) -> Chosen:
         """The frames of sample `index`: of random draws, or (segments, segment). Raises DataError."""
 
@@ -72,6 +76,16 @@ class Reader(Protocol):
 
     def collate(self, items: Sequence[Any], indices: Sequence[int]) -> dict[str, Tensor]:
         """The tensors of a batch, "clip" [B, T, H, W, 3] among them."""
+
+
+class InOrder:
+    """A reader whose stream goes over all samples in a new random order in every pass."""
+
+    size: int
+
+    def locate(self, first: int, count: int, seed: int) -> tuple[Ints, Ints]:
+        """As `order.locate`."""
+        return order.locate(first, count, seed=seed, dataset_size=self.size)
 
 
 class FrameCache:
@@ -109,7 +123,7 @@ class FrameCache:
         self.used += size
 
 
-class ClipReader:
+class ClipReader(InOrder):
     """Reads one list by one recipe section: entry -> frames -> cropped uint8 clip."""
 
     def __init__(self, config: DataConfig, split: str) -> None:

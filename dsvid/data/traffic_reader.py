@@ -13,7 +13,7 @@ from torch import Tensor
 from dsvid.data import augment
 from dsvid.data.driving import add_borders
 from dsvid.data.randaugment import parse_policy
-from dsvid.data.reader import Choice, Chosen
+from dsvid.data.reader import Choice, Chosen, InOrder
 from dsvid.data.traffic import read_frames
 from dsvid.data.traffic_split import TrafficSplit
 
@@ -31,7 +31,7 @@ class WindowItem:
     risk: float
 
 
-class TrafficReader:
+class TrafficReader(InOrder):
     """Reads one split."""
 
     def __init__(self, data: DataConfig, anomaly: AnomalyConfig, split: TrafficSplit) -> None:

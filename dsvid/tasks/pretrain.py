@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from dsvid.data.builtin import prepare
+from dsvid.data.footage_reader import FootageReader, FootageSplit, open_footage, remarks
 from dsvid.data.manifest import Manifest, open_split
 from dsvid.data.reader import ClipReader, Reader
 from dsvid.models.mae import MaskedAutoencoder
 from dsvid.models.spec import Model
 from dsvid.objectives import PretrainObjective
 from dsvid.recipe import Recipe
-from dsvid.tasks.task import Ranked, Result
+from dsvid.tasks.task import Ranked, Result, Samples
 
 
 class PretrainTask:
@@ -21,13 +22,16 @@ class PretrainTask:
 
     scored = ""
 
-    def open(self, recipe: Recipe, split: str, say: Callable[[str], None] | None = None) -> Manifest:
-        """The list."""
+    def open(self, recipe: Recipe, split: str, say: Callable[[str], None] | None = None) -> Samples:
+        """The list, or the indexed footage."""
+        if split == "train" and recipe.data.train == "footage":
+            return open_footage(recipe.data, recipe.footage, recipe.batch.total)
         return open_clip_list(recipe, split, say)
 
     def remarks(self, recipe: Recipe, split: str) -> list[str]:
-        """None."""
-        return []
+        """How many windows the footage has."""
+        opened = self.open(recipe, split)
+        return remarks(opened) if isinstance(opened, FootageSplit) else []
 
     def class_names(self, recipe: Recipe) -> list[str]:
         """None."""
@@ -46,7 +50,10 @@ class PretrainTask:
         )
 
     def reader(self, recipe: Recipe, split: str) -> Reader:
-        """Clips of the list."""
+        """Clips of the list, or windows of the footage."""
+        opened = self.open(recipe, split)
+        if isinstance(opened, FootageSplit):
+            return FootageReader(recipe.data, recipe.footage, opened)
         return ClipReader(recipe.data, split)
 
     def eval_clip_bytes(self, recipe: Recipe) -> int:

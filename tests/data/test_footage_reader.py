@@ -1,0 +1,123 @@
+"""Driving footage in the loader: shares of every batch, whole passes over each source, the same for any ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dsvid.data import traffic_generated
+from dsvid.data.footage import list_footage, measure_footage
+from dsvid.data.footage_reader import FootageReader, FootageSplit, open_footage
+from dsvid.data.loader import TrainLoader
+from dsvid.errors import DataError
+from dsvid.recipe import DataConfig, FootageConfig, FootageSource, build_recipe
+from dsvid.tasks import task_of
+
+BATCH = 5
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FootageSource]:
+    """Ten-frames-a-second zips in DoTA's layout, and thirty in DADA's, each with its index."""
+    folder = tmp_path_factory.mktemp("footage")
+    sources = {}
+    for layout, clips in (("dota", 4), ("dada", 2)):
+        traffic_generated.make_set(folder / layout, {"train": clips}, layout=layout)
+        index = folder / f"{layout}.csv"
+        list(measure_footage(list_footage(layout, folder / layout), index))
+        rate, share = (1, 3.0) if layout == "dota" else (9, 2.0)
+        sources[layout] = FootageSource(index=str(index), root=str(folder / layout), rate=rate, share=share)
+    return sources
+
+
+def data(**changes: object) -> DataConfig:
+    base = {
+        "train": "footage",
+        "num_frames": 4,
+        "view_fps": 10,
+        "input_size": 32,
+        "num_workers": 0,
+        "crop": "multi_scale",
+    }
+    return DataConfig(**{**base, **changes})  # type: ignore[arg-type]
+
+
+def both(indexed: dict[str, FootageSource], **changes: object) -> FootageConfig:
+    return FootageConfig(first=indexed["dota"], second=indexed["dada"], **changes)  # type: ignore[arg-type]
+
+
+def opened(indexed: dict[str, FootageSource]) -> FootageSplit:
+    return open_footage(data(), both(indexed), BATCH)
+
+
+def test_every_batch_has_its_share_of_each_source(indexed: dict[str, FootageSource]) -> None:
+    split = opened(indexed)
+    assert [source.a_batch for source in split.sources] == [3, 2]
+    reader = FootageReader(data(), both(indexed), split)
+    first = len(split.sources[0].windows)
+    _, indices = reader.locate(0, 40 * BATCH, 7)
+    assert ((indices < first).reshape(-1, BATCH).sum(axis=1) == 3).all()
+
+
+def test_a_pass_over_a_source_has_every_window_once_and_the_smaller_begins_again(
+    indexed: dict[str, FootageSource],
+) -> None:
+    split = opened(indexed)
+    sizes = [len(source.windows) for source in split.sources]
+    assert sizes[0] / 3 > sizes[1] / 2, "the second source is through first"
+    epochs, indices = FootageReader(data(), both(indexed), split).locate(0, BATCH * (sizes[0] // 3 + 1), 7)
+    own = indices < sizes[0]
+    assert sorted(indices[own][: sizes[0]]) == list(range(sizes[0]))
+    other = indices[~own]
+    assert sorted(other[: sizes[1]]) == list(range(sizes[0], sum(sizes)))
+    assert epochs[~own].max() >= 1 and not np.array_equal(other[: sizes[1]], other[sizes[1] : 2 * sizes[1]])
+
+
+def test_any_part_of_the_stream_is_that_of_the_whole(indexed: dict[str, FootageSource]) -> None:
+    reader = FootageReader(data(), both(indexed), opened(indexed))
+    whole = reader.locate(0, 60, 3)
+    for first, count in ((0, 7), (7, 13), (59, 1)):
+        for part, all_of_it in zip(reader.locate(first, count, 3), whole, strict=True):
+            assert np.array_equal(part, all_of_it[first : first + count])
+
+
+def test_batches_do_not_depend_on_ranks(indexed: dict[str, FootageSource]) -> None:
+    def clips(world: int, micro: int) -> list[torch.Tensor]:
+        reader = FootageReader(data(), both(indexed, aligned=True), open_footage(data(), both(indexed), 10))
+        loaders = [
+            iter(TrainLoader(data(), seed=1, batch_total=10, batch_micro=micro, rank=rank, world=world, reader=reader))
+            for rank in range(world)
+        ]
+        return [next(loader)["clip"] for loader in loaders]
+
+    (whole,) = clips(1, 10)
+    assert whole.shape == (10, 4, 32, 32, 3)
+    assert torch.equal(torch.cat(clips(2, 5)), whole)
+
+
+def test_a_recipe_on_footage_says_how_much_there_is(indexed: dict[str, FootageSource]) -> None:
+    recipe = build_recipe(
+        {
+            "model": {"arch": "vit_micro"},
+            "data": data().model_dump(),
+            "footage": both(indexed).model_dump(),
+            "batch": {"total": 5},
+        }
+    )
+    split = task_of(recipe).open(recipe, "train")
+    assert len(split) > 100 and "images.zip frame" in split.path(0)
+    said = task_of(recipe).remarks(recipe, "train")
+    assert len(said) == 2 and "3 in a batch" in said[0] and "0 clips are too short" in said[1]
+
+
+def test_a_share_without_a_clip_and_windows_longer_than_any_clip_are_refused(indexed: dict[str, FootageSource]) -> None:
+    lonely = FootageConfig(first=indexed["dota"], second=indexed["dada"].model_copy(update={"share": 0.001}))
+    with pytest.raises(DataError, match="no clip in a batch"):
+        open_footage(data(), lonely, BATCH)
+    with pytest.raises(DataError, match="no clip is as long as a window"):
+        open_footage(data(num_frames=400), both(indexed), BATCH)
+    with pytest.raises(DataError, match="cannot be read"):
+        open_footage(data(), FootageConfig(first=FootageSource(index=str(Path("nothing.csv")))), BATCH)
