@@ -61,6 +61,7 @@ def runs(drives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return scratch
 
 
+@pytest.mark.long
 def test_losses_do_not_depend_on_ranks_micro_batch_stage_or_a_stop(runs: Path) -> None:
     one = losses(runs / "one")
     assert len(set(one)) == 3
@@ -68,6 +69,7 @@ def test_losses_do_not_depend_on_ranks_micro_batch_stage_or_a_stop(runs: Path) -
         assert np.allclose(losses(runs / other), one, rtol=2e-6, atol=0), other
 
 
+@pytest.mark.long
 def test_every_frame_is_judged_once_whatever_the_ranks(runs: Path, drives: Path) -> None:
     names = ("predictions.csv", "result.json", "groups.csv", "stats.txt")
     contents = [[(runs / f"test-{ranks}" / name).read_bytes() for name in names] for ranks in (1, 2)]
@@ -81,6 +83,7 @@ def test_every_frame_is_judged_once_whatever_the_ranks(runs: Path, drives: Path)
     assert len(rows) == len(annotated), "each frame once, from the first one on"
 
 
+@pytest.mark.long
 def test_the_result_is_that_of_its_predictions(runs: Path) -> None:
     rows = list(csv.DictReader((runs / "test-1" / "predictions.csv").open()))
     result = json.loads((runs / "test-1" / "result.json").read_text())
@@ -91,6 +94,7 @@ def test_the_result_is_that_of_its_predictions(runs: Path) -> None:
     assert result["groups"]["total"]["frames"] == len(rows) and len(result["groups"]) > 3
 
 
+@pytest.mark.long
 def test_a_run_leaves_validations_and_a_test(runs: Path) -> None:
     lines = [json.loads(line) for line in (runs / "one" / "metrics.jsonl").read_text().splitlines()]
     *validations, final = [row for row in lines if row["kind"] == "eval"]

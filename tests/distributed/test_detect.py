@@ -89,6 +89,7 @@ def lines(out: Path, kind: str) -> list[dict[str, Any]]:
     return [row for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if row["kind"] == kind]
 
 
+@pytest.mark.long
 def test_losses_do_not_depend_on_ranks_micro_batch_or_stage(runs: Path) -> None:
     one = losses(runs / "one")
     assert len(one) == 3 and len(set(one)) == 3
@@ -96,12 +97,14 @@ def test_losses_do_not_depend_on_ranks_micro_batch_or_stage(runs: Path) -> None:
         assert np.allclose(losses(runs / other), one, rtol=2e-6, atol=0), other
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_ends_with_the_same_weights(runs: Path) -> None:
     stopped, whole = (load_model(runs / name / "weights")[0].state_dict() for name in ("stopped", "two"))
     for name, value in whole.items():
         assert np.allclose(stopped[name].numpy(), value.numpy(), rtol=0, atol=1e-6), name
 
 
+@pytest.mark.long
 def test_the_files_of_a_test_are_the_same_on_1_2_and_3_ranks(runs: Path) -> None:
     names = ["result.json", "classes.csv", "inference/result.csv", "inference/result.log"]
     contents = [[(runs / f"test-{ranks}" / name).read_bytes() for name in names] for ranks in (1, 2, 3)]
@@ -115,6 +118,7 @@ def test_the_files_of_a_test_are_the_same_on_1_2_and_3_ranks(runs: Path) -> None
     assert result["unreadable"] == 1 and 0 < result["mAP"] < 1 and result["protocol"] == "seed"
 
 
+@pytest.mark.long
 def test_a_run_leaves_validations_the_best_weights_and_a_test(runs: Path) -> None:
     for name in ("one", "two"):
         *validations, final = lines(runs / name, "eval")
@@ -126,6 +130,7 @@ def test_a_run_leaves_validations_the_best_weights_and_a_test(runs: Path) -> Non
         assert (runs / name / "test" / "inference" / "result.log").is_file()
 
 
+@pytest.mark.long
 def test_a_clip_that_cannot_be_read_is_replaced_in_training_and_missed_in_the_test(runs: Path) -> None:
     records = [json.loads(line) for line in (runs / "two" / "bad_clips.jsonl").read_text().splitlines()]
     paths = {record["path"].rpartition("/")[2] for record in records}
