@@ -106,6 +106,7 @@ def test_accumulation_workers_and_checkpointing_change_no_loss(stages: Path, run
         assert losses(tmp_path / name) == pytest.approx(losses(stages / "fp32-z2"), rel=1e-5)
 
 
+@pytest.mark.long
 def test_a_run_moves_between_ranks_stages_and_micro_batches(stages: Path, run_ranks: Ranks, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for world, steps, more in (

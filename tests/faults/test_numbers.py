@@ -14,6 +14,8 @@ from dsvid import checkpoint
 from tests.distributed.conftest import FP32, losses, words
 from tests.faults.conftest import Ended, saved_steps, start, wait
 
+pytestmark = pytest.mark.long
+
 SICK = Path(__file__).with_name("sick_driver.py")
 MEGA = 1 << 20
 
