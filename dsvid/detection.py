@@ -17,27 +17,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsvid.data.ava import detection_rows
-from dsvid.data.ava_files import ImageNumbers, write_detections
+from dsvid.data.ava_files import write_detections
 from dsvid.data.ava_split import AvaSplit
 from dsvid.detection_report import write_report
 from dsvid.errors import DataError
 from dsvid.metrics import ava
 from dsvid.metrics.ava import AvaScores, BoxRows
 from dsvid.objectives import DetectObjective
-from dsvid.runtime import one_thread
+from dsvid.runtime import Ranks, on_first, one_thread
 
 
 @dataclass(frozen=True)
 class Detections:
-    """Rows of all boxes of the samples that could be read, their mAP, and what could not be read.
+    """The mAP of the samples that could be read, and what could not be read.
 
-    `rows` number images as `images` does; `samples` is how many key frames were asked for.
+    `rows` are all boxes with all classes, on rank 0; `samples` is how many key frames were asked for.
     """
 
-    rows: BoxRows
-    images: ImageNumbers
+    rows: BoxRows | None
+    split: AvaSplit
     scores: AvaScores
-    names: dict[int, str]
     samples: int
     unreadable: list[dict[str, Any]]
     short: list[tuple[int, str]]
@@ -73,11 +72,13 @@ class Detections:
 
         Returns what result.json holds. Raises DataError where a file cannot be written.
         """
+        truth = self.split.truth
+        assert truth is not None and self.rows is not None, "rank 0 writes"
         try:
-            write_detections(folder / "inference" / "result.csv", self.images.keys, self.rows)
+            write_detections(folder / "inference" / "result.csv", truth.numbers.keys, self.rows)
         except OSError as error:
             raise DataError(f"{folder} cannot be written", found=str(error)) from error
-        return write_report(folder, self.scores, self.names, {"unreadable": len(self.unreadable), **extra})
+        return write_report(folder, self.scores, self.split.names, {"unreadable": len(self.unreadable), **extra})
 
 
 @torch.no_grad()
@@ -120,20 +121,36 @@ def detect(
         dist.all_gather_object(told, (unreadable, short))
         unreadable = [record for each in told for record in each[0]]
         short = set().union(*(each[1] for each in told))
-    return judge(split, table.cpu().numpy(), read.cpu().numpy() > 0, protocol, unreadable, sorted(short))
+
+    kept: list[BoxRows] = []
+
+    def judged() -> AvaScores:
+        found, rows = judge(split, table.cpu().numpy(), read.cpu().numpy() > 0, protocol)
+        kept.append(rows)  # not shared: millions, and the other ranks have no use for them
+        return found
+
+    ranks = Ranks(dist.get_rank() if _ranks() > 1 else 0, _ranks(), 0)
+    found = on_first(ranks, device, "judging the boxes", judged)
+    return Detections(kept[0] if kept else None, split, found, len(samples), unreadable, sorted(short))
 
 
 def judge(
-    split: AvaSplit,
-    table: NDArray[np.float32],
-    read: NDArray[np.bool_],
-    protocol: str,
-    unreadable: list[dict[str, Any]],
-    short: list[tuple[int, str]],
-) -> Detections:
-    """The mAP of scores [K, C] of the samples that were read; key frames that were not count as missed."""
+    split: AvaSplit, table: NDArray[np.float32], read: NDArray[np.bool_], protocol: str
+) -> tuple[AvaScores, BoxRows]:
+    """The mAP of scores [K, C] of the samples that were read, and its rows; key frames that were not count as missed.
+
+    Raises DataError for scores that are not finite, which would give a number that looks like one.
+    """
     truth, samples = split.truth, split.samples
     assert truth is not None, "training samples have no ground truth"
+    sick = np.flatnonzero(~np.isfinite(table).all(axis=1) & np.repeat(read, np.diff(samples.first)))
+    if len(sick):
+        index = int(np.searchsorted(samples.first, sick[0], side="right")) - 1
+        raise DataError(
+            f"scores of {len(sick)} of {len(table)} boxes are not finite",
+            found=f"the first at {split.path(index)}",
+            fix="bf16 or fp32 instead of fp16, or weights that are whole",
+        )
     parts = []
     for index in np.flatnonzero(read).tolist():
         part = slice(int(samples.first[index]), int(samples.first[index + 1]))
@@ -148,7 +165,7 @@ def judge(
     scores = ava.score_detections(
         truth.rows, rows, list(split.names), ava.PROTOCOLS[protocol], listed=truth.listed, excluded=truth.excluded
     )
-    return Detections(rows, truth.numbers, scores, split.names, len(samples), unreadable, short)
+    return scores, rows
 
 
 def _ranks() -> int:

@@ -31,6 +31,7 @@ from dsvid.schedule import Schedule, resolve_schedule
 from dsvid.stopping import Stopping
 from dsvid.tasks import Task, task_of
 from dsvid.watchdog import Watch
+from dsvid.weights.card import read_card
 from dsvid.weights.load import Start, open_start
 
 
@@ -180,6 +181,7 @@ def model_spec(recipe: Recipe) -> ModelSpec:
 def weights_config(recipe: Recipe, step: int) -> dict[str, Any]:
     """What `weights/config.json` says besides the format: the model, its input, its labels, where it comes from."""
     data = recipe.data
+    classes = {"classes": list(recipe.detect.classes)} if recipe.task == "detect" else {}
     return {
         "model": model_spec(recipe).to_config(),
         "input": {
@@ -190,7 +192,7 @@ def weights_config(recipe: Recipe, step: int) -> dict[str, Any]:
             "short_side": data.short_side or data.input_size,
         },
         "labels": task_of(recipe).class_names(recipe),
-        "trained": {"steps": step, "clips": step * recipe.batch.total, "init": recipe.model.init}
+        "trained": {"steps": step, "clips": step * recipe.batch.total, "init": recipe.model.init, **classes}
         | ({"norm_pix": recipe.pretrain.norm_pix} if recipe.task == "pretrain" else {}),
     }
 
@@ -232,6 +234,8 @@ def read_start(job: Job) -> Start | None:
 
     def read() -> None:
         check_init(model.init)
+        path = Path(model.init).expanduser()
+        job.task.check_weights(job.recipe, path, read_card(path))
         start.append(
             open_start(
                 Path(model.init).expanduser(), job.spec,

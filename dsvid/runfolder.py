@@ -28,7 +28,8 @@ FREE_ON_RESUME = (
     "run.bad_steps", "run.spike_", "run.max_time", "run.watchdog_s", "run.save_timeout_s",
     "run.images_every", "data.num_workers", "data.prefetch", "data.cache_mb", "data.decoder", "data.val", "data.test",
     "data.max_bad_fraction", "data.bad_grace", "data.labels", "model.attention", "model.compile", "batch.micro",
-    "detect.val", "detect.test", "detect.protocol", "detect.person_score",
+    "data.root", "detect.clips", "detect.val", "detect.test", "detect.protocol", "detect.person_score",
+    "anomaly.eval_rate", "anomaly.padding",
 )  # fmt: skip
 
 

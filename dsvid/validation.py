@@ -6,6 +6,7 @@ Knows the job and its state; knows no loop.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def best_of(rows: list[dict[str, Any]], scored: str) -> dict[str, Any] | None:
         (row[key], -row["step"], key == scored)
         for row in rows
         for key in (scored, f"ema_{scored}")
-        if row.get(key) is not None
+        if row.get(key) is not None and math.isfinite(row[key])
     ]
     if not seen:
         return None

@@ -66,7 +66,7 @@ MAY_IMPORT = {
     "detection_report": {"metrics", "pictures", "publish"},
     "detection": {"objectives", "data", "metrics", "detection_report", "runtime"},
     "anomaly": {"objectives", "data", "metrics", "pictures", "publish", "runtime"},
-    "tasks": {"anomaly", "documents", "data", "detection", "evaluate", "models", "objectives", "recipe"},
+    "tasks": {"anomaly", "documents", "data", "detection", "evaluate", "models", "objectives", "recipe", "weights"},
     "job": {
         "documents",
         "optim",

@@ -89,5 +89,8 @@ def test_the_best_so_far_is_read_from_the_metrics(tmp_path: Path) -> None:
     assert best_of(validations(path, "b"), "top1") == {"steps": 3, "top1": 80.0, "average": False, "list": "b"}
     with path.open("a") as file:
         file.write(json.dumps({"list": "a", "step": 6, "top1": 43.0, "ema_top1": 41.0}) + "\n")
+    nothing = {"list": "c", "step": 1, "top1": float("nan")}
+    assert best_of([nothing], "top1") is None
+    assert best_of([nothing, nothing | {"step": 2, "top1": 1.0}], "top1")["steps"] == 2  # type: ignore[index]
     best = best_of(validations(path, "a"), "top1")
     assert best is not None and best["steps"] == 2, "the first of equals stays"

@@ -54,7 +54,11 @@ def run(args: argparse.Namespace) -> None:
         )
     check_out(args.out)
     task.open(recipe, args.split, log.info)
+    if ranks.first:
+        for remark in task.remarks(recipe, args.split):
+            log.warning("%s", remark)
     card = read_card(args.weights)
+    task.check_weights(recipe, args.weights, card)
     # model.init_family tells of the weights that the training began with
     family = args.family or ("auto" if card.model else recipe.model.init_family)
     model = fine_tuned(args.weights, recipe, family)

@@ -113,7 +113,10 @@ def train_samples(
             rows.append((identity, frame, boxes[kept], labels[kept]))
     left_out[names[0]] = len(annotations.images) - len(rows) - left_out[names[3]]
     if not rows:
-        raise DataError(f"{annotations.source}: no image with a box to train on", found=left_out)
+        raise DataError(
+            f"{annotations.source}: no image with a box to train on", found=left_out,
+            fix="other annotations, detect.classes, or a shorter detect.exclude_training",
+        )  # fmt: skip
     return _gather(
         len(columns),
         [
@@ -134,7 +137,7 @@ def _labels(source: str, frame: KeyFrame, person: Annotation, columns: Mapping[i
                 f"{source}: person {person.person} of {frame} has an unknown class",
                 found=action,
                 expected=f"1 to {len(columns)}",
-                fix="give the classes that count, or correct the file",
+                fix=f"model.num_classes={action}, detect.classes=[…] with the classes that count, or another file",
             )
     return labels
 

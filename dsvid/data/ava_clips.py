@@ -30,6 +30,7 @@ FRAMES, RATE, CROP, MAX_BOXES = 16, 4, 224, 100
 MEAN = (122.7717 / 255, 115.9465 / 255, 102.9801 / 255)
 STD = (57.375 / 255,) * 3
 HUE, SATURATION, VALUE = 10, 26, 26  # largest shifts of the colour jitter
+TRIED = 5  # seconds that are opened to learn the size of a video
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 
 
@@ -84,10 +85,18 @@ def video_size(root: Path, video: str) -> tuple[int, int]:
     seconds = sorted(folder.glob("*.mp4")) if folder.is_dir() else []
     whole = [path for suffix in SUFFIXES if (path := root / f"{video}{suffix}").is_file()]
     if not seconds and not whole:
-        raise DataError(f"{folder}: no such video", expected=f"a folder of seconds, or one of {', '.join(SUFFIXES)}")
-    with open_clip_source(Entry(str((seconds or whole)[0]), -1, 0, -1, "video"), "pyav") as source:
-        height, width = source.read([0]).shape[1:3]
-    return width, height
+        raise DataError(f"{folder}: no such video", expected=f"a folder of seconds, or one of {', '.join(SUFFIXES)}",
+                        fix="drop its rows, or give the annotations as json")  # fmt: skip
+    broken: DataError | None = None
+    for path in (seconds or whole)[:TRIED]:
+        try:
+            with open_clip_source(Entry(str(path), -1, 0, -1, "video"), "pyav") as source:
+                height, width = source.read([0]).shape[1:3]
+                return width, height
+        except DataError as error:  # one broken second says nothing of the others
+            broken = broken or error
+    assert broken is not None
+    raise broken
 
 
 def _read_seconds(folder: Path, frame: KeyFrame, offsets: Ints, decoder: str) -> Tensor:

@@ -24,6 +24,7 @@ from dsvid.publish import publish_file
 Ints = NDArray[np.int64]
 Key = tuple[str, int]
 MICRO = 1_000_000
+ROWS_AT_ONCE = 1 << 16  # of a csv that is written: AVA's validation has millions
 _ITEM = re.compile(r"item\s*\{(.*?)\}", re.S)
 _FIELD = re.compile(r'^\s*(\w+)\s*:\s*(?:"((?:[^"\\]|\\.)*)"|(\S+))\s*$', re.M)
 
@@ -193,10 +194,12 @@ def write_detections(path: Path, keys: Sequence[Key], rows: BoxRows) -> None:
     """`inference/result.csv`: video, second, x1, y1, x2, y2, class, score, numbers with five decimals as the seed's."""
 
     def write(out: BinaryIO) -> None:
-        columns = (rows.image.tolist(), rows.box.tolist(), rows.label.tolist(), rows.score.tolist())
         shown = [f"{video},{show_timestamp(micros)}" for video, micros in keys]
-        for image, (x1, y1, x2, y2), label, score in zip(*columns, strict=True):
-            out.write(f"{shown[image]},{x1:.5f},{y1:.5f},{x2:.5f},{y2:.5f},{label},{score:.5f}\n".encode())
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            columns = (array[part].tolist() for array in (rows.image, rows.box, rows.label, rows.score))
+            for image, (x1, y1, x2, y2), label, score in zip(*columns, strict=True):
+                out.write(f"{shown[image]},{x1:.5f},{y1:.5f},{x2:.5f},{y2:.5f},{label},{score:.5f}\n".encode())
 
     publish_file(path, write)
 

@@ -26,7 +26,7 @@ from dsvid.data.ava_annotations import (
     read_person_boxes,
 )
 from dsvid.data.ava_clips import video_size
-from dsvid.data.ava_files import ImageNumbers, Key, read_boxes, read_exclusions, read_label_map, read_video_list
+from dsvid.data.ava_files import MICRO, ImageNumbers, Key, read_boxes, read_exclusions, read_label_map, read_video_list
 from dsvid.data.ava_names import AVA_NAMES
 from dsvid.errors import DataError, DsvidError
 from dsvid.metrics.ava import BoxRows
@@ -112,10 +112,13 @@ def open_ava(data: DataConfig, detect: DetectConfig, split: str, classes: int) -
         people = _people(files, annotations)
         samples = val_samples(annotations, people, columns, min_score=detect.person_score)
         truth = _truth(files, annotations)
-    names = class_names(files.labels, columns)
+    names = class_names(files.labels, columns, custom=bool(detect.classes))
+    if truth is not None:
+        check_truth(files, samples, truth, names, detect.protocol)
     settings: list[object] = [detect.classes, detect.seconds]
     if truth is not None:
         settings += [detect.person_score, detect.protocol]
+        settings.append(_hash_of(files.labels))  # names and classes that count are no matter of training
     return AvaSplit(str(files.annotations), _fingerprint(files, settings), files, samples, columns, names, truth)
 
 
@@ -137,7 +140,10 @@ def files_of(data: DataConfig, detect: DetectConfig, split: str) -> AvaFiles:
 
     given = at(value)
     if given is None:
-        raise DataError(f"data.{split} is empty", expected="annotations, json or csv, or `builtin`")
+        raise DataError(
+            f"data.{split} is empty", expected="annotations, json or csv, or `builtin`",
+            fix=f"data.{split}=annotations/ava_val_v2.2_min.json" + (", or --split val" if split == "test" else ""),
+        )  # fmt: skip
     if given.is_dir():
         raise DataError(
             f"data.{split}: {given} is a folder", expected="annotations, json or csv",
@@ -163,16 +169,23 @@ def label_map(data: DataConfig) -> Path | None:
     return ava_generated.prepare()["labels"] if "builtin" in (data.train, data.val, data.test) else None
 
 
-def class_names(path: Path | None, columns: dict[int, int]) -> dict[int, str]:
+def class_names(path: Path | None, columns: dict[int, int], *, custom: bool) -> dict[int, str]:
     """Names of the classes that count: those of a label map, AVA's own 60 of 80, else every class by its number.
 
-    Raises DataError where the label map has a class that the head has no column for, or none that it has.
+    Raises DataError where the label map has a class that the head has no column for, save with `custom` classes, which
+    choose among those of the map, or none that it has.
     """
     if path is None:
-        own = AVA_NAMES if max(columns) <= CLASSES and len(columns) == CLASSES else {}
-        return own or {number: str(number) for number in columns}
+        if len(columns) == CLASSES and not custom:
+            return dict(AVA_NAMES)
+        return {number: AVA_NAMES.get(number, str(number)) if custom else str(number) for number in columns}
     found = read_label_map(path)
     known = {number: name for number, name in found.items() if number in columns}
+    if known and not custom and len(known) < len(found):
+        raise DataError(
+            f"{path}: a class without a column in the head", found=f"class {max(found)}, {len(columns)} columns",
+            fix=f"model.num_classes={max(found)}, or detect.classes=[…] to choose among them",
+        )  # fmt: skip
     if not known:
         raise DataError(
             f"{path}: none of its classes has a column", found=f"classes {list(found)[:8]}",
@@ -187,6 +200,12 @@ def _annotations(files: AvaFiles, detect: DetectConfig) -> Annotations:
     numbers = ImageNumbers()
     read_boxes(files.annotations, numbers)
     videos = list(dict.fromkeys(video for video, _ in numbers.keys))
+    if files.people is not None and files.people.suffix != ".csv" and files.video_list is None:
+        # image ids count videos: by another order, people would be looked for in other videos
+        raise DataError(
+            f"{files.people} names images by number, and {files.annotations} does not say in which order videos count",
+            fix="detect.video_list=ava_file_names_trainval_v2.1.txt, or annotations as json",
+        )  # fmt: skip
     sizes = {video: video_size(files.clips, video) for video in videos}
     order = read_video_list(files.video_list) if files.video_list else videos
     return annotations_from_csv(files.annotations, order, sizes, seconds=seconds_of(detect.seconds))
@@ -240,6 +259,41 @@ def _truth(files: AvaFiles, annotations: Annotations) -> Truth:
     return Truth(rows, listed, excluded, numbers)
 
 
+def check_truth(files: AvaFiles, samples: AvaSamples, truth: Truth, names: dict[int, str], protocol: str) -> None:
+    """Raise DataError for a ground truth that no detection could ever match: mAP 0 would look like a poor model."""
+    name, rows = files.truth or files.annotations, truth.rows
+    if not len(rows):
+        raise DataError(f"{name}: no box to hold detections against", expected="rows of boxes")
+    if (rows.box > 2).mean() > 0.5:
+        raise DataError(
+            f"{name}: boxes in pixels", found=f"x1, y1, x2, y2 = {rows.box[0].tolist()}",
+            expected="shares of the frame, from 0 to 1",
+        )  # fmt: skip
+    listed = {truth.numbers.keys[image] for image in truth.listed.tolist()}
+    own = {(frame.video, frame.micros) for frame in samples.frames}
+    if not listed & own:
+        raise DataError(
+            f"{name}: no key frame of {files.annotations}", found=f"{_shown(min(listed))} and others",
+            expected=f"{_shown(min(own))} and others", fix="the files of one split",
+        )  # fmt: skip
+    if not np.isin(rows.label, list(names)).any():
+        raise DataError(
+            f"{name}: no box of a class that counts", found=f"classes {np.unique(rows.label)[:8].tolist()}",
+            expected=f"some of {list(names)[:8]}", fix="detect.classes, model.num_classes or data.labels",
+        )  # fmt: skip
+    inverted = np.flatnonzero((rows.box[:, 2] < rows.box[:, 0]) | (rows.box[:, 3] < rows.box[:, 1]))
+    if protocol == "mmaction2" and len(inverted):
+        raise DataError(
+            f"{name}: {len(inverted)} inverted boxes, which the mmaction2 protocol refuses",
+            found=f"x1, y1, x2, y2 = {rows.box[inverted[0]].tolist()}",
+            fix="mend the file, or detect.protocol=seed, which drops them",
+        )  # fmt: skip
+
+
+def _shown(key: Key) -> str:
+    return f"{key[0]} second {key[1] / MICRO:g}"
+
+
 def annotated_rows(annotations: Annotations, numbers: ImageNumbers) -> BoxRows:
     """The annotated boxes as rows of a ground truth, in shares of the frame."""
     images, boxes, labels = [], [], []
@@ -262,17 +316,19 @@ def _fingerprint(files: AvaFiles, settings: list[object]) -> str:
     """SHA-256 of the files' contents and of the settings that choose samples or score them."""
     digest = hashlib.sha256()
     parts: Sequence[Path | None] = (
-        files.annotations, files.video_list, files.labels, files.truth, files.people, files.excluded,
+        files.annotations, files.video_list, files.truth, files.people, files.excluded,
     )  # fmt: skip
     for path in parts:
-        digest.update(b"\0" if path is None else hashlib.sha256(_bytes(path)).digest())
+        digest.update(_hash_of(path))
     digest.update(repr(settings).encode())
     return digest.hexdigest()
 
 
-def _bytes(path: Path) -> bytes:
+def _hash_of(path: Path | None) -> bytes:
+    if path is None:
+        return b"\0"
     try:
-        return path.read_bytes()
+        return hashlib.sha256(path.read_bytes()).digest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read", found=error.strerror or str(error)) from error
 
@@ -282,8 +338,31 @@ def remarks(split: str, opened: AvaSplit) -> list[str]:
     samples = opened.samples
     lines = [f"data.{split}: {len(samples)} key frames, {len(samples.boxes)} boxes ({opened.source})"]
     lines += [f"data.{split}: left out: {count} {name}" for name, count in samples.left_out.items()]
+    if opened.truth is not None:
+        lines += _truth_remarks(split, opened, opened.truth)
+    if any(opened.files.clips.glob("*.mp4")):
+        lines.append(f"data.{split}: whole videos: each clip opens and indexes its file; one-second files are faster")
     if split != "train" and opened.files.people is None:
         lines.append(f"data.{split}: no person boxes are given (detect.{split}.people): the annotated ones are judged")
+    return lines
+
+
+def _truth_remarks(split: str, opened: AvaSplit, truth: Truth) -> list[str]:
+    listed = {truth.numbers.keys[image] for image in truth.listed.tolist()}
+    own = {(frame.video, frame.micros) for frame in opened.samples.frames}
+    rows = truth.rows
+    empty = int(((rows.box[:, 2] <= rows.box[:, 0]) | (rows.box[:, 3] <= rows.box[:, 1])).sum())
+    counted = (
+        (len(listed - own), "key frames of the ground truth have no person box: their boxes are missed"),
+        (
+            int((~np.isin(rows.label, list(opened.names))).sum()),
+            "rows of the ground truth do not count: other classes",
+        ),
+        (empty, "boxes of the ground truth are inverted or empty"),
+    )
+    lines = [f"data.{split}: {count} {words}" for count, words in counted if count]
+    if opened.files.labels is None and len(opened.names) < len(opened.columns):
+        lines.append(f"data.{split}: no label map is given: AVA's {len(opened.names)} classes count")
     return lines
 
 

@@ -20,7 +20,6 @@ def box_features(features: Tensor, boxes: Tensor, image: Tensor, patch: int) -> 
     return roi_align(wide, boxes.to(wide.dtype), image, 1.0 / patch).amax(dim=(2, 3))
 
 
-def box_logits(head: nn.Module, features: Tensor, boxes: Tensor, image: Tensor, patch: int) -> Tensor:
-    """Logits [N, C] of boxes [N, 4] (pixels) of clips `image` [N]."""
-    pooled = box_features(features, boxes, image, patch)
+def box_logits(head: nn.Module, pooled: Tensor) -> Tensor:
+    """Logits [N, C] of boxes with features [N, D]."""
     return cast("Tensor", head(pooled.to(next(head.parameters()).dtype)))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsvid.models.detector import box_logits
+from dsvid.models.detector import box_features, box_logits
 from dsvid.models.roi import roi_backend
 from dsvid.models.vit import ClipClassifier
 from dsvid.objectives.output import Batch, Output, compute_dtype
@@ -37,8 +37,8 @@ class DetectObjective(nn.Module):
     that of the published run on any number of ranks; 0 takes the clips of this micro-batch, which is the seed's rule
     as it stands. `batch_padding` pads clips to the largest of the batch, as the seed does; by default every clip is
     padded to its own multiple of the patch, and clips of one size run together, so that results do not depend on
-    batch mates. Where parameters are gathered for every forward (ZeRO-3), all ranks need batches of equally many sizes:
-    training crops have one size; in evaluation put one size into a batch, or use another stage.
+    batch mates. Where parameters are gathered for every forward (ZeRO-3), all ranks have to run the model as often:
+    training crops have one size; in evaluation `scores` takes the number of passes that the ranks agreed on.
     """
 
     def __init__(
@@ -101,8 +101,9 @@ class DetectObjective(nn.Module):
             clips.append(members[inner])
             places.append(place)
             boxes = batch["boxes"][members[inner], place]
-            parts.append(box_logits(self.model.head, features, boxes, inner, self.grid.patch))
-        return torch.cat(parts), torch.cat(clips), torch.cat(places)
+            parts.append(box_features(features, boxes, inner, self.grid.patch))
+        # the head once, whatever the sizes: where its parameters are gathered, that is a collective
+        return box_logits(self.model.head, torch.cat(parts)), torch.cat(clips), torch.cat(places)
 
     def _padded_sizes(self, batch: Batch) -> list[tuple[int, int]]:
         """(height, width) of each clip with its padding."""

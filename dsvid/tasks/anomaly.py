@@ -15,6 +15,7 @@ from dsvid.errors import RecipeError
 from dsvid.objectives import AnomalyObjective
 from dsvid.recipe import Recipe
 from dsvid.tasks.task import Ranked
+from dsvid.weights.card import Card
 
 
 class AnomalyTask:
@@ -35,6 +36,9 @@ class AnomalyTask:
     def class_names(self, recipe: Recipe) -> list[str]:
         """The two classes."""
         return ["safe", "anomaly"]
+
+    def check_weights(self, recipe: Recipe, path: Path, card: Card) -> None:
+        """The number of classes is all there is to compare."""
 
     def objective(self, recipe: Recipe, model: Any) -> AnomalyObjective:
         """The recipe's loss on two logits."""

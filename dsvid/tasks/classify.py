@@ -19,6 +19,7 @@ from dsvid.objectives import ClassifyObjective
 from dsvid.recipe import Recipe
 from dsvid.tasks.pretrain import open_clip_list
 from dsvid.tasks.task import Ranked
+from dsvid.weights.card import Card
 
 
 class ClassifyTask:
@@ -66,6 +67,9 @@ class ClassifyTask:
                 expected=f"{recipe.model.num_classes}, one a line",
             )
         return names
+
+    def check_weights(self, recipe: Recipe, path: Path, card: Card) -> None:
+        """The number of classes is all there is to compare."""
 
     def objective(self, recipe: Recipe, model: Any) -> ClassifyObjective:
         """Cross-entropy."""

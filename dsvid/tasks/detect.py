@@ -8,20 +8,19 @@ from typing import Any
 
 from torch import nn
 
-from dsvid.data import ava_generated
+from dsvid.data import ava_boxes, ava_generated
 from dsvid.data.ava import class_columns
 from dsvid.data.ava_reader import AvaReader
 from dsvid.data.ava_split import AvaSplit, check_clips, class_names, label_map, open_ava, remarks
 from dsvid.data.loader import eval_batches
 from dsvid.data.reader import Reader
 from dsvid.detection import Detections, detect
-from dsvid.errors import RecipeError
+from dsvid.errors import CheckpointError, RecipeError
 from dsvid.models.sizes import encoder_size
 from dsvid.objectives import DetectObjective
 from dsvid.recipe import Recipe
 from dsvid.tasks.task import Ranked
-
-LONG_SIDE = 464  # 256 pixels high at 16 : 9, rounded up to the patch
+from dsvid.weights.card import Card
 
 
 class DetectTask:
@@ -44,8 +43,17 @@ class DetectTask:
     def class_names(self, recipe: Recipe) -> list[str]:
         """Names by column, "" for a class that does not count."""
         columns = class_columns(recipe.detect.classes or recipe.model.num_classes)
-        names = class_names(label_map(recipe.data), columns)
+        names = class_names(label_map(recipe.data), columns, custom=bool(recipe.detect.classes))
         return [names.get(number, "") for number in sorted(columns, key=lambda number: columns[number])]
+
+    def check_weights(self, recipe: Recipe, path: Path, card: Card) -> None:
+        """Raise CheckpointError for a head whose columns are other classes: the shapes would fit."""
+        stated = card.trained.get("classes")
+        if stated is not None and tuple(stated) != recipe.detect.classes:
+            raise CheckpointError(
+                f"{path}: the columns of the head are other classes than the recipe's", found=f"{list(stated)}",
+                expected=f"detect.classes={list(recipe.detect.classes)}", fix=f"detect.classes={list(stated)}",
+            )  # fmt: skip
 
     def objective(self, recipe: Recipe, model: Any) -> nn.Module:
         """Binary cross-entropy over the classes of each box."""
@@ -64,9 +72,12 @@ class DetectTask:
         return AvaReader(recipe.data, recipe.detect, self.open(recipe, split), patch)
 
     def eval_clip_bytes(self, recipe: Recipe) -> int:
-        """A whole frame, at 16 : 9."""
-        side = recipe.data.short_side
-        return recipe.data.num_frames * side * (side * LONG_SIDE // 256) * 3
+        """The largest frame of any split, resized and padded."""
+        splits = [self.open(recipe, split) for split in ("val", "test") if getattr(recipe.data, split)]
+        shapes = {(frame.width, frame.height) for split in splits for frame in split.samples.frames}
+        patch = encoder_size(recipe.model.arch).patch
+        sizes = [ava_boxes.padded(ava_boxes.resized(shape, recipe.data.short_side), patch) for shape in shapes]
+        return recipe.data.num_frames * max((width * height for width, height in sizes), default=0) * 3
 
     def evaluate(
         self, recipe: Recipe, objective: Any, split: str, where: Ranked, *, final: bool, play: str = "forwards"

@@ -15,6 +15,7 @@ from dsvid.models.spec import Model
 from dsvid.objectives import PretrainObjective
 from dsvid.recipe import Recipe
 from dsvid.tasks.task import Ranked, Result, Samples
+from dsvid.weights.card import Card
 
 
 class PretrainTask:
@@ -36,6 +37,9 @@ class PretrainTask:
     def class_names(self, recipe: Recipe) -> list[str]:
         """None."""
         return []
+
+    def check_weights(self, recipe: Recipe, path: Path, card: Card) -> None:
+        """The number of classes is all there is to compare."""
 
     def objective(self, recipe: Recipe, model: Model) -> PretrainObjective:
         """The loss over masked patches."""

@@ -14,6 +14,7 @@ from dsvid.data.reader import Reader
 from dsvid.errors import DataError
 from dsvid.models.spec import Model
 from dsvid.recipe import Recipe
+from dsvid.weights.card import Card
 
 Batches = Iterator[dict[str, Any]]
 
@@ -79,6 +80,9 @@ class Task(Protocol):
     def class_names(self, recipe: Recipe) -> list[str]:
         """A name for each column of the head ("" for one that does not count), or none at all. Raises DataError."""
 
+    def check_weights(self, recipe: Recipe, path: Path, card: Card) -> None:
+        """Raise CheckpointError for weights whose shapes fit the recipe's model, but whose head means other classes."""
+
     def objective(self, recipe: Recipe, model: Model) -> nn.Module:
         """Batch -> loss around `model`. Raises RecipeError where the recipe does not suit the grid."""
 
@@ -111,5 +115,5 @@ def unreadable_split(split: str, result: Result) -> DataError:
     return DataError(
         f"no video of data.{split} could be read",
         found="; ".join(record["error"] for record in result.unreadable[:2]),
-        fix="data.root says where relative paths of a list start",
+        fix="data.root says where relative paths start (and detect.clips, where clips of AVA lie)",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from dsvid.data import ava_generated
 from dsvid.data.ava_split import AvaSplit, check_clips, open_ava, remarks
+from dsvid.detection import judge
 from dsvid.errors import DataError
 from dsvid.recipe import DataConfig, DetectConfig, DetectFiles
 
@@ -130,3 +132,74 @@ def test_clips_that_are_not_there_are_found_at_the_start(figures: Path, tmp_path
     shutil.copytree(figures / "clips", tmp_path / "clips")
     next((tmp_path / "clips" / "trainval").glob("_v-*0")).rename(tmp_path / "elsewhere")
     check_clips("val", opened(figures, clips=str(tmp_path / "clips" / "trainval")))  # one missing video stops no run
+
+
+# ---- a ground truth that nothing could match -----------------------------------------------------------------------
+
+
+def truth_file(figures: Path, folder: Path, change: Callable[[list[str]], list[str]]) -> str:
+    rows = [line.split(",") for line in (figures / FILES.truth).read_text().splitlines()]
+    path = folder / "truth.csv"
+    path.write_text("".join(",".join(change(row)) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: [row[0].replace("_v-", "_t-"), *row[1:]], "no key frame of"),
+        (lambda row: [row[0], f"{int(row[1]) + 50}", *row[2:]], "no key frame of"),
+        (lambda row: [*row[:2], *(f"{float(value) * 96:.1f}" for value in row[2:6]), *row[6:]], "boxes in pixels"),
+        (lambda row: [*row[:6], "70", *row[7:]], "no box of a class that counts"),
+    ],
+)
+def test_a_ground_truth_that_nothing_can_match_is_refused(
+    change: Callable[[list[str]], list[str]], message: str, figures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message):
+        opened(figures, truth=truth_file(figures, tmp_path, change))
+
+
+def test_an_empty_ground_truth_is_refused(figures: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(DataError, match="no box to hold detections against"):
+        opened(figures, truth=str(tmp_path / "empty.csv"))
+
+
+def test_an_inverted_box_is_found_before_training_where_the_protocol_refuses_it(figures: Path, tmp_path: Path) -> None:
+    inverted = truth_file(figures, tmp_path, lambda row: [*row[:2], row[4], row[3], row[2], row[5], *row[6:]])
+    assert "boxes of the ground truth are inverted or empty" in "".join(remarks("val", opened(figures, truth=inverted)))
+    with pytest.raises(DataError, match="inverted boxes, which the mmaction2 protocol refuses"):
+        opened(figures, truth=inverted, protocol="mmaction2")
+
+
+def test_numbered_person_boxes_need_the_order_of_the_videos(figures: Path) -> None:
+    with pytest.raises(DataError, match="detect.video_list"):
+        opened(figures, value="annotations/ava_val_v2.2.csv")
+    ordered = opened(figures, value="annotations/ava_val_v2.2.csv", video_list="annotations/video_names.txt")
+    assert np.array_equal(ordered.samples.boxes, opened(figures).samples.boxes)
+
+
+def test_a_label_map_is_no_part_of_what_training_saw(figures: Path, tmp_path: Path) -> None:
+    text = (figures / "annotations/action_list.pbtxt").read_text()
+    (tmp_path / "renamed.pbtxt").write_text(text.replace("left", "leftwards"))
+    renamed = {"labels": str(tmp_path / "renamed.pbtxt")}
+    assert opened(figures, "train", **renamed).sha256 == opened(figures, "train").sha256
+    assert opened(figures, **renamed).sha256 != opened(figures).sha256
+
+
+def test_a_label_map_with_more_classes_than_the_head_is_refused_unless_they_are_chosen(figures: Path) -> None:
+    with pytest.raises(DataError, match="a class without a column"):
+        opened(figures, "val", 7)
+    assert opened(figures, "val", 2, classes=(64, 1)).names == {1: "left", 64: "near another figure"}
+
+
+def test_scores_that_are_not_finite_give_no_number(figures: Path) -> None:
+    split = opened(figures)
+    table = np.full((len(split.samples.boxes), 80), 0.5, dtype=np.float32)
+    read = np.ones(len(split), dtype=bool)
+    scores, rows = judge(split, table, read, "seed")
+    assert 0 < scores.mean < 1 and len(rows) == 80 * len(table)
+    table[3, 5] = np.nan
+    with pytest.raises(DataError, match=rf"1 of {len(table)} boxes are not finite"):
+        judge(split, table, read, "seed")

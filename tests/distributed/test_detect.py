@@ -18,9 +18,10 @@ from tests.distributed.conftest import FP32, ZERO2, finish, losses, must_succeed
 SETTINGS = [
     "data.train=annotations/ava_train_v2.2_min.json", "data.val=annotations/ava_val_v2.2_min.json",
     "data.labels=annotations/action_list.pbtxt", "data.num_frames=4", "data.input_size=32", "data.short_side=40",
-    "data.num_workers=0", "model.drop_path=0.1", "batch.total=4", "eval.batch=2", "run.epochs=3", "run.log_every=1",
+    "data.num_workers=0", "model.drop_path=0.1", "batch.total=4", "eval.batch=3", "run.epochs=3", "run.log_every=1",
     "run.save_every=1", "run.keep=9", "optim.warmup_epochs=0", FP32,
 ]  # fmt: skip
+GATHERED = "ds.zero_optimization.stage3_param_persistence_threshold=0"  # every parameter, in every pass
 BROKEN, GONE = "_t-00000001", "_v-00000001"
 
 
@@ -76,7 +77,7 @@ def runs(figures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             figures, weights, scratch / "test-2"
         ),  # first: stage 3 replaces torch's linear for the whole process
         job(scratch / "two", figures, "eval.every_epochs=1", "batch.micro=1"),
-        job(scratch / "three", figures, "ds.zero_optimization.stage=3"),
+        job(scratch / "three", figures, "ds.zero_optimization.stage=3", GATHERED),
         job(scratch / "stopped", figures, "run.max_steps=2"),
         job(scratch / "stopped", figures),
     ]
@@ -95,6 +96,15 @@ def test_losses_do_not_depend_on_ranks_micro_batch_or_stage(runs: Path) -> None:
     assert len(one) == 3 and len(set(one)) == 3
     for other in ("two", "three", "stopped"):
         assert np.allclose(losses(runs / other), one, rtol=2e-6, atol=0), other
+
+
+@pytest.mark.long
+def test_a_test_at_zero_3_with_clips_of_two_sizes_is_that_of_the_other_stages(runs: Path) -> None:
+    results = [json.loads((runs / name / "test" / "result.json").read_text()) for name in ("two", "three")]
+    assert results[0]["detections"] == results[1]["detections"] > 0
+    rows = [(runs / name / "test" / "inference" / "result.csv").read_text().splitlines() for name in ("two", "three")]
+    values = [np.array([float(row.rpartition(",")[2]) for row in each]) for each in rows]
+    assert np.abs(values[0] - values[1]).max() <= 1.01e-5  # five decimals
 
 
 @pytest.mark.long

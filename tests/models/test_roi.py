@@ -84,4 +84,4 @@ def test_the_head_sees_the_largest_of_the_raster() -> None:
     pooled = box_features(features.bfloat16(), box, image, 16)
     assert pooled.dtype == torch.float32 and pooled[0, 0] > 3 and pooled[0, 1] == 0
     head = torch.nn.Linear(2, 3).bfloat16()
-    assert box_logits(head, features, box, image, 16).shape == (1, 3)
+    assert box_logits(head, pooled).shape == (1, 3)

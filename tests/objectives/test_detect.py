@@ -16,7 +16,7 @@ from dsvid.data.ava_clips import MEAN, STD, AvaView, collate, eval_view, read_cl
 from dsvid.data.ava_files import ImageNumbers, read_boxes
 from dsvid.metrics.ava import BoxRows, score_detections
 from dsvid.models import roi
-from dsvid.models.detector import box_logits
+from dsvid.models.detector import box_features, box_logits
 from dsvid.models.spec import ModelSpec, build_model
 from dsvid.objectives.detect import DetectObjective, detection_loss
 
@@ -59,7 +59,7 @@ def test_the_loss_is_the_seed_s_by_hand() -> None:
     video = (batch["clip"].permute(0, 4, 1, 2, 3) / 255 - torch.tensor(MEAN).view(1, 3, 1, 1, 1)) / STD[0]
     features = objective.model.forward_map(video)
     boxes = torch.from_numpy(np.concatenate([one.boxes, two.boxes]))
-    logits = box_logits(objective.model.head, features, boxes, torch.tensor([0, 0, 1, 1, 1]), 8)
+    logits = box_logits(objective.model.head, box_features(features, boxes, torch.tensor([0, 0, 1, 1, 1]), 8))
     labels = torch.from_numpy(np.concatenate([one.labels, two.labels])).float()
     wanted = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels) * 5
     assert output.loss.item() == pytest.approx(wanted.item(), rel=1e-5) and output.logs["boxes"] == 5

@@ -311,7 +311,7 @@ def _check_eval(head: Head, case: Json, expected: dict[str, torch.Tensor]) -> No
         raster = align(features, wide, head.image, 1 / head.patch)
         assert_close("eval_roi_first", raster[0], expected["eval_roi_first"], HEAD_ATOL)
         assert_close("eval_pooled", raster.amax(dim=(2, 3)), expected["eval_pooled"], HEAD_ATOL)
-    logits = box_logits(model.head, features, wide, head.image, head.patch)
+    logits = box_logits(model.head, box_features(features, wide, head.image, head.patch))
     for name, ours, atol in (
         ("eval_tokens_mean_t", tokens, TOKENS_ATOL),
         ("eval_ext_boxes", wide, case["tolerance"]["boxes"]),
@@ -334,7 +334,7 @@ def _check_train(head: Head, case: Json, expected: dict[str, torch.Tensor]) -> N
     model = head.model.train()
     model.zero_grad()
     features = model.forward_map(head.video)
-    logits = box_logits(model.head, features, head.together(head.boxes), head.image, head.patch)
+    logits = box_logits(model.head, box_features(features, head.together(head.boxes), head.image, head.patch))
     assert_close("train_logits", logits.detach(), expected.pop("train_logits"), HEAD_ATOL)
     loss = detection_loss(logits, head.labels, torch.ones(len(logits)), 1.0)
     assert_number("loss", loss.item(), case["loss_train_no_jitter"], atol=LOSS_ATOL)
