@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from dsvid.overlay.clips import shade
-from dsvid.overlay.painter import Curve, spread
+from dsvid.overlay.painter import Curve
 from dsvid.overlay.text import GREY, LIGHT, Colour, font_size, line_height, shortened, text_width, write
 from dsvid.timeline import RiskTimeline, clock
 
@@ -58,11 +58,13 @@ class RiskPainter:
         ]
 
     def moments(self, most: int) -> list[int]:
-        """Frames at the highest peaks, far from each other, and as many evenly chosen."""
+        """Frames at the highest peaks, apart from each other; the rest one after the other where the gap is largest."""
         line = self.timeline
         chosen = _peaks(line.risk, line.seconds, (most + 1) // 2, line.video.duration_s / most)
-        free = [place for place in spread(range(len(line.frames)), most) if place not in chosen]
-        chosen += spread(free, most - len(chosen)) if len(chosen) < most else []
+        gap = np.abs(line.seconds[:, None] - line.seconds[chosen]).min(axis=1)
+        while len(chosen) < min(most, len(line.frames)):
+            chosen.append(int(np.argmax(gap)))
+            gap = np.minimum(gap, np.abs(line.seconds - line.seconds[chosen[-1]]))
         return [int(line.frames[place]) for place in sorted(chosen)]
 
     def paint(self, picture: Image.Image, frame: int, second: float) -> None:
