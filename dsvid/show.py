@@ -19,11 +19,12 @@ from dsvid.errors import DataError
 from dsvid.overlay.clips import ClipPainter
 from dsvid.overlay.painter import Painter
 from dsvid.overlay.people import PeoplePainter
+from dsvid.overlay.risk import RiskPainter
 from dsvid.overlay.sheet import Sheet
 from dsvid.overlay.strip import Strip
 from dsvid.overlay.text import font_size
 from dsvid.publish import publish_file, publish_path
-from dsvid.timeline import ClipTimeline, PeopleTimeline, Timeline
+from dsvid.timeline import ClipTimeline, PeopleTimeline, RiskTimeline, Timeline
 
 Pictures = Iterable[tuple[int, Frames]]
 LEAST_SIDE = 480  # pixels: smaller videos are enlarged, so that labels can be read
@@ -34,6 +35,8 @@ def painter_of(timeline: Timeline) -> Painter:
     """A fresh painter of the task; it remembers where labels were, so each output has its own."""
     if isinstance(timeline, ClipTimeline):
         return ClipPainter(timeline)
+    if isinstance(timeline, RiskTimeline):
+        return RiskPainter(timeline)
     assert isinstance(timeline, PeopleTimeline), type(timeline)
     return PeoplePainter(timeline)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 FORMAT = {"format": "dsvid-predict", "version": 1}
 NAME_WIDTH = 32  # characters, in a table
+LISTED = 20  # intervals, in a table
 Box = tuple[float, float, float, float]
 
 
@@ -181,6 +182,96 @@ class PeopleTimeline:
                 rows.append([clock(key.second), "nobody"])
             rows += [[clock(key.second), f"person {p.track}", *_cells(p.actions)] for p in key.people]
         return _columns(rows)
+
+
+# ---- anomaly -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Frames [start, end) whose risk is at the threshold or above; `peak` is the highest of them, at `peak_s`."""
+
+    start: int
+    end: int
+    start_s: float
+    end_s: float
+    peak: float
+    peak_s: float
+
+
+@dataclass
+class RiskTimeline:
+    """The risk [n] of the judged frames [n], ascending, at their seconds [n]; each holds until the next judged frame.
+
+    `realtime`: seconds of video for each second of computing. `window` says in words what a frame is judged by.
+    """
+
+    video: Video
+    frames: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+    risk: NDArray[np.float64]
+    threshold: float
+    window: str
+    realtime: float
+    notes: list[str] = field(default_factory=list)
+    task: str = "anomaly"
+
+    @property
+    def highest(self) -> int:
+        """The place of the highest risk, the first of several."""
+        return int(np.argmax(self.risk))
+
+    def at(self, frame: int) -> float:
+        """The risk that holds at a frame: that of the last judged one, before the first of the first."""
+        return float(self.risk[max(0, int(np.searchsorted(self.frames, frame, side="right")) - 1)])
+
+    def alarms(self) -> list[Alarm]:
+        """Where the risk is at the threshold or above, in order."""
+        over = np.concatenate([[False], self.risk >= self.threshold, [False]])
+        begins, ends = np.flatnonzero(over[1:] & ~over[:-1]), np.flatnonzero(over[:-1] & ~over[1:])
+        frames = np.append(self.frames, self.video.frames)
+        seconds = np.append(self.seconds, self.video.duration_s)
+        found = []
+        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+            peak = begin + int(np.argmax(self.risk[begin:end]))
+            found.append(
+                Alarm(int(frames[begin]), int(frames[end]), float(seconds[begin]), float(seconds[end]),
+                      float(self.risk[peak]), float(seconds[peak]))
+            )  # fmt: skip
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready object."""
+        rows = zip(self.frames.tolist(), self.seconds.tolist(), self.risk.tolist(), strict=True)
+        alarms = [
+            {"start_frame": a.start, "end_frame": a.end, "start_s": _round(a.start_s), "end_s": _round(a.end_s),
+             "peak": _round(a.peak), "peak_s": _round(a.peak_s)}
+            for a in self.alarms()
+        ]  # fmt: skip
+        return {
+            **_head(self),
+            "window": self.window,
+            "realtime_factor": _round(self.realtime),
+            "threshold": self.threshold,
+            "mean": _round(self.risk.mean()),
+            "highest": {"frame": int(self.frames[self.highest]), "second": _round(self.seconds[self.highest]),
+                        "risk": _round(self.risk[self.highest])},
+            "intervals": alarms,
+            "scores": [{"frame": frame, "second": _round(s), "risk": _round(risk)} for frame, s, risk in rows],
+        }  # fmt: skip
+
+    def table(self) -> str:
+        """Mean, highest, and where the threshold is reached, the highest intervals where there are many."""
+        alarms, name = self.alarms(), f"risk >= {self.threshold:g}"
+        rows = [
+            ["mean risk", f"{self.risk.mean():.3f}", f"{len(self.frames)} of {self.video.frames} frames judged"],
+            ["highest", f"{self.risk[self.highest]:.3f}", f"at {clock(float(self.seconds[self.highest]))}"],
+        ]
+        shown = sorted(sorted(alarms, key=lambda a: -a.peak)[:LISTED], key=lambda a: a.start)
+        rows += [[name, f"{a.peak:.3f}", f"at {clock(a.peak_s)}, {clock(a.start_s)} - {clock(a.end_s)}"] for a in shown]
+        if len(alarms) > LISTED:
+            rows.append([name, "", f"and {len(alarms) - LISTED} intervals with lower peaks (-o FILE.json has all)"])
+        return _columns(rows if alarms else [*rows, [name, "never"]])
 
 
 # ---- words ---------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".json", ".png", ".mp4")
 TOP = {"classify": 5, "detect": 3}
+THRESHOLD = {"detect": 0.1, "anomaly": 0.5}
 EPILOG = """\
 box files (--boxes), coordinates of the upright frame:
   csv   second,x1,y1,x2,y2[,score]   shares of the frame, 0 to 1; x1,y1 is the upper left corner. A header line,
@@ -34,6 +35,8 @@ examples:
   dsvid predict --weights vit_b_k400_ft.pth --labels k400_names.txt video.mp4 -o sheet.png
   dsvid predict --weights runs/ava/weights video.mp4 --boxes boxes.csv -o out.mp4
   dsvid predict --weights vit_b_ava.pth --task detect video.mp4 -o out.mp4
+  dsvid predict --weights runs/dota/weights drive.mp4 -o risk.json -o risk.png -o risk.mp4
+  dsvid predict --weights vit_s_dota.pth --task anomaly drive.mp4 --threshold 0.7 --every 0.1
 """
 
 
@@ -48,14 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--boxes", type=Path, default=None, metavar="FILE", help="people's boxes, see below")
     parser.add_argument("--labels", type=Path, default=None, metavar="FILE",
                         help="class names: one a line, JSON, or AVA's label map (.pbtxt)")  # fmt: skip
-    parser.add_argument("--task", choices=("auto", "classify", "detect"), default="auto",
+    parser.add_argument("--task", choices=("auto", "classify", "detect", "anomaly"), default="auto",
                         help="for files that do not say what they are for (default: classify)")  # fmt: skip
     parser.add_argument("--family", default="auto", help="family of the weights (default: auto)")
     parser.add_argument("--every", type=float, default=None, metavar="S",
-                        help="seconds between predictions (default: 1 for people, else clip after clip)")  # fmt: skip
+                        help="seconds between predictions (default: people 1, risk every frame, "
+                        "else clip after clip)")  # fmt: skip
     parser.add_argument("--top", type=int, default=None, metavar="K", help="classes shown (default: 5; of a person 3)")
-    parser.add_argument("--threshold", type=float, default=0.1, metavar="P",
-                        help="actions of a person below it are not shown, save the best (default: 0.1)")  # fmt: skip
+    parser.add_argument("--threshold", type=float, default=None, metavar="P",
+                        help="actions of a person below it are not shown, save the best (default: 0.1); "
+                        "a risk at or above it is an alarm (default: 0.5)")  # fmt: skip
     parser.add_argument("--person-score", type=float, default=0.8, metavar="P",
                         help="boxes below it are left out (default: 0.8, as in AVA's evaluation)")  # fmt: skip
     rate = parser.add_mutually_exclusive_group()
@@ -88,11 +93,7 @@ def run(args: argparse.Namespace) -> None:
         predictor = open_predictor(
             args.weights, task=args.task, family=args.family, overrides=overrides, labels=args.labels
         )
-        if args.boxes is not None and predictor.task != "detect":
-            raise RecipeError(
-                "--boxes is for weights of detection", found=f"weights that {predictor.task}",
-                fix="leave it out; --task detect for weights of AVA that do not say so",
-            )  # fmt: skip
+        _check_for(args, predictor.task)
         device = pick_device(read_ranks())
         predictor.objective.to(device)
         timeline = predict(args, stream, predictor, device)
@@ -114,14 +115,15 @@ def run(args: argparse.Namespace) -> None:
 
 def predict(args: argparse.Namespace, stream: VideoStream, predictor: Predictor, device: torch.device) -> Timeline:
     """The timeline of the task of the weights."""
+    from dsvid.predict.anomaly import judge
     from dsvid.predict.classify import classify
     from dsvid.predict.detect import detect
     from dsvid.predict.settings import Settings
 
     settings = Settings(
         every_s=args.every or 0.0,
-        top=args.top or TOP[predictor.task],
-        threshold=args.threshold,
+        top=args.top or TOP.get(predictor.task, 0),
+        threshold=THRESHOLD.get(predictor.task, 0.0) if args.threshold is None else args.threshold,
         person_score=args.person_score,
         batch=args.batch,
         sampling_rate=args.sampling_rate,
@@ -130,6 +132,8 @@ def predict(args: argparse.Namespace, stream: VideoStream, predictor: Predictor,
     )
     if predictor.task == "detect":
         return detect(stream, predictor, settings, device, args.boxes)
+    if predictor.task == "anomaly":
+        return judge(stream, predictor, settings, device)
     return classify(stream, predictor, settings, device)
 
 
@@ -188,7 +192,19 @@ def _check(args: argparse.Namespace) -> None:
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise RecipeError(f"--{name.replace('_', '-')} must be positive", found=value, expected="a number above 0")
     for name in ("threshold", "person_score"):
-        if not 0 <= getattr(args, name) <= 1:
-            raise RecipeError(f"--{name.replace('_', '-')}", found=getattr(args, name), expected="0 to 1")
+        value = getattr(args, name)
+        if value is not None and not 0 <= value <= 1:
+            raise RecipeError(f"--{name.replace('_', '-')}", found=value, expected="0 to 1")
     if args.boxes is not None and args.every is not None:
         raise RecipeError("--every and --boxes", expected="one of them: the seconds of the file are the key frames")
+
+
+def _check_for(args: argparse.Namespace, task: str) -> None:
+    """Raise RecipeError for an option that has no effect on weights of `task`."""
+    if args.boxes is not None and task != "detect":
+        raise RecipeError(
+            "--boxes is for weights of detection", found=f"weights of task {task}",
+            fix="leave it out; --task detect for weights of AVA that do not say so",
+        )  # fmt: skip
+    if args.top is not None and task == "anomaly":
+        raise RecipeError("--top is for classes and actions", found="weights of task anomaly", fix="leave it out")

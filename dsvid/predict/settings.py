@@ -21,8 +21,9 @@ def _as_they_are(pictures: Pictures) -> Pictures:
 @dataclass(frozen=True)
 class Settings:
     """`every_s`: seconds between two predictions, 0 = the task's own. `top` classes are kept; in detection those with
-    a score of `threshold` or more, and the best. People below `person_score` are left out. `sampling_rate` and
-    `view_fps` replace those of the weights. `watched` passes pictures on and shows how far they are.
+    a score of `threshold` or more, and the best. A risk of `threshold` is an alarm. People below `person_score` are
+    left out. `sampling_rate` and `view_fps` replace those of the weights. `watched` passes pictures on and shows how
+    far they are.
     """
 
     every_s: float = 0.0

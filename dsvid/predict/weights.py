@@ -13,12 +13,14 @@ from dsvid.data.ava import CLASSES
 from dsvid.data.ava_files import read_label_map
 from dsvid.data.ava_names import AVA_NAMES
 from dsvid.errors import CheckpointError, DataError
-from dsvid.objectives import ClassifyObjective, DetectObjective
+from dsvid.objectives import AnomalyObjective, ClassifyObjective, DetectObjective
 from dsvid.timeline import Names
 from dsvid.weights.card import Card, read_card, read_labels
 from dsvid.weights.load import load_model
 
-TASKS = ("classify", "detect")
+TASKS = ("classify", "detect", "anomaly")
+PUBLISHED = {"detect": "ava", "anomaly": "simple_tad"}  # how the originals' files of a task treat the final norm
+RISK_NAMES = ["safe", "anomaly"]
 
 
 @dataclass
@@ -50,11 +52,13 @@ def open_predictor(
     chosen = dict(overrides or {})
     classes = chosen.pop("num_classes", None)
     own = bool(card.model.get("arch"))
-    if task == "detect" and not own:  # published weights do not say what they are for
-        chosen = {"final_norm_policy": "ava", "task": "detect"} | chosen
+    if task in PUBLISHED and not own:  # published weights do not say what they are for
+        chosen = {"final_norm_policy": PUBLISHED[task], "task": task} | chosen
     model, report = load_model(path, family, classes, **chosen)
     if report.missing or not getattr(model, "num_classes", 0):
         raise _not_fine_tuned(path, task, report.missing)
+    if task == "anomaly":
+        _check_risk(path, model.num_classes, labels)
     said = card.input
     notes = [] if report.family == "dsvid" else [f"weights read as those of {report.family}"]
     mean, std = said.get("mean"), said.get("std")
@@ -63,7 +67,8 @@ def open_predictor(
         objective = DetectObjective(model, model.grid, mean=mean or ava_clips.MEAN, std=std or ava_clips.STD)
         short = int(said.get("short_side") or ava_boxes.SHORT_SIDE)
     else:
-        objective = ClassifyObjective(model, model.grid, mean=card.mean, std=card.std)
+        kind = AnomalyObjective if task == "anomaly" else ClassifyObjective
+        objective = kind(model, model.grid, mean=card.mean, std=card.std)
         short = card.short_side(model.grid.height)
     names = class_names(task, model.num_classes, list(card.labels), labels, notes)
     return Predictor(
@@ -87,10 +92,21 @@ def _task_of(path: Path, card: Card, wanted: str) -> str:
     return str(stated or ("classify" if wanted == "auto" else wanted))
 
 
+def _check_risk(path: Path, classes: int, labels: Path | None) -> None:
+    if classes != len(RISK_NAMES):
+        raise CheckpointError(
+            f"--weights {path} cannot judge risk", found=f"{classes} classes", expected="2 classes: safe, anomaly",
+            fix="leave --task anomaly out for weights that classify",
+        )  # fmt: skip
+    if labels is not None:
+        raise CheckpointError(f"--labels {labels} has no use", found="weights of task anomaly: safe, anomaly",
+                              fix="leave it out")  # fmt: skip
+
+
 def _not_fine_tuned(path: Path, task: str, missing: list[str]) -> CheckpointError:
     hint = f"fine-tune them: deepspeed dsvid/train.py --recipe finetune_… model.init={path}"
     if task == "classify":
-        hint += "; weights of AVA that do not say so: --task detect"
+        hint += "; weights that do not say what they are for: --task detect (AVA), --task anomaly"
     return CheckpointError(
         f"--weights {path} cannot {task}", found=f"no {', '.join(missing[:3]) or 'head.weight'}",
         expected="fine-tuned weights, with a head", fix=hint,
@@ -113,6 +129,8 @@ def class_names(task: str, classes: int, stored: list[str], labels: Path | None,
                 f"--labels {labels} does not fit the head", found=f"{len(names)} names",
                 expected=f"{classes} classes", fix="the list that the weights were trained with",
             )  # fmt: skip
+    elif task == "anomaly":
+        names = RISK_NAMES
     elif stored:
         names = stored if len(stored) == classes else []
         if not names:

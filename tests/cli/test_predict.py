@@ -17,7 +17,9 @@ from PIL import Image
 
 from dsvid.cli import main
 from dsvid.data import ava_generated
+from dsvid.data.builtin import write_clip
 from dsvid.models.spec import ModelSpec, build_model
+from dsvid.overlay.risk import ALARM
 from dsvid.overlay.text import colour_of
 from dsvid.show import output_size
 from dsvid.weights.folder import write_folder
@@ -47,6 +49,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights(folder / "detect", "detect", ["sit down", "stand up", "walk"])
     weights(folder / "classify", "classify", ["first class", "second class", "third class"])
     weights(folder / "pretrain", "pretrain", [])
+    weights(folder / "risk", "anomaly", ["safe", "anomaly"])
+    weights(folder / "three", "anomaly", ["safe", "anomaly", "unsure"])
     (folder / "b.csv").write_text(BOXES)
     return folder
 
@@ -111,6 +115,55 @@ def test_classes_are_listed_and_drawn_over_time(place: Path, capsys: pytest.Capt
     assert (place / "c.PNG").is_file()
 
 
+def test_risk_is_listed_and_drawn_over_time(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["predict", "--weights", str(place / "risk"), str(place / "v.mp4")]
+    assert main([*words, "-o", str(place / "r.json")]) == 0
+    risks = np.sort([each["risk"] for each in json.loads((place / "r.json").read_text())["scores"]])
+    threshold = float(risks[23:25].mean())  # half of the frames are above it
+    words += ["--threshold", str(threshold)]
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    assert "mean risk" in shown.out and "48 of 48 frames judged" in shown.out and "risk >= 0." in shown.out
+    assert "of computing" in shown.err
+    assert main([*words, "-o", str(place / "r.json"), "-o", str(place / "r.mp4"), "-o", str(place / "r.png")]) == 0
+    said = json.loads((place / "r.json").read_text())
+    assert (said["task"], said["threshold"]) == ("anomaly", threshold) and said["realtime_factor"] > 0
+    assert [each["frame"] for each in said["scores"]] == list(range(48))
+    risks = np.array([each["risk"] for each in said["scores"]])
+    assert said["highest"]["risk"] == risks.max() and np.ptp(risks) > 0.01
+    over = {i for each in said["intervals"] for i in range(each["start_frame"], each["end_frame"])}
+    assert over == set(np.flatnonzero(risks >= threshold).tolist()) and len(over) == 24
+    frames = frames_of(place / "r.mp4")
+    size = output_size((96, 80))
+    assert len(frames) == 48 and frames[0].shape[0] > size[1] and frames[0].shape[1] == size[0]
+    for frame, picture in enumerate(frames):  # the border of the alarm, where there is one
+        edge = picture[size[1] // 2, :3].astype(int).mean(axis=0)
+        assert (np.abs(edge - ALARM).sum() < 90) == (risks[frame] >= threshold), (frame, edge, risks[frame])
+    with Image.open(place / "r.png") as sheet:
+        assert sheet.format == "PNG" and sheet.width > 900
+
+
+def test_risk_every_s_of_a_short_odd_sized_video(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_clip(tmp_path / "v.mp4", np.random.default_rng(0).integers(0, 255, (7, 34, 50, 3), dtype=np.uint8))
+    with av.open(str(tmp_path / "v.mp4")) as container:  # 33 x 49, as no H.264 in yuv420p has it
+        pictures = [frame.to_ndarray(format="rgb24")[:33, :49] for frame in container.decode(video=0)]
+    with av.open(str(tmp_path / "odd.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 49, 33, "bgr0"
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+        container.mux(stream.encode(None))
+    out = [tmp_path / name for name in ("o.json", "o.png", "o.mp4")]
+    words = ["predict", "--weights", str(place / "risk"), str(tmp_path / "odd.mkv"), "--every", "0.125"]
+    assert main([*words, *(word for path in out for word in ("-o", str(path)))]) == 0
+    assert "shorter than a window" in capsys.readouterr().err
+    said = json.loads(out[0].read_text())
+    assert [each["frame"] for each in said["scores"]] == [0, 3, 6] and said["threshold"] == 0.5
+    assert len(frames_of(out[2])) == 7
+
+
 def test_without_an_output_people_are_listed(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +202,13 @@ def test_without_an_output_people_are_listed(
         ("{d}/v.mp4 --weights {d}/classify --threshold 2", "--threshold"),
         ("{d}/v.mp4 --weights {d}/classify --labels {d}/none.txt", "cannot be read"),
         ("{d}/v.mp4 --weights {d}/classify --task detect", "another task"),
+        ("{d}/v.mp4 --weights {d}/classify --task anomaly", "another task"),
+        ("{d}/v.mp4 --weights {d}/pretrain --task anomaly", "pre-training"),
+        ("{d}/v.mp4 --weights {d}/three", "expected: 2 classes: safe, anomaly"),
+        ("{d}/v.mp4 --weights {d}/risk --threshold 1.5", "--threshold"),
+        ("{d}/v.mp4 --weights {d}/risk --threshold nan", "--threshold"),
+        ("{d}/v.mp4 --weights {d}/risk --boxes {d}/b.csv", "--boxes is for weights of detection"),
+        ("{d}/v.mp4 --weights {d}/risk --top 2", "--top is for classes"),
     ],
 )  # fmt: skip
 def test_mistakes_end_with_2_and_say_what_to_do(
@@ -184,3 +244,4 @@ def test_help_is_quick_and_has_examples() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and time.monotonic() - start < 5
     assert "second,x1,y1,x2,y2" in done.stdout and "dsvid predict --weights runs/ft/weights video.mp4" in done.stdout
+    assert "--task anomaly drive.mp4" in done.stdout
