@@ -59,10 +59,8 @@ class AnomalyResult:
 
     def numbers(self) -> dict[str, Any]:
         """auroc, ap, auc_mcc and the others, as shares of 1; exact, over all frames that were read."""
-        found = asdict(measures.anomaly_scores(self.scores, self.labels))
-        found["auc_mcc"] = found.pop("mcc_auc")
         return {
-            **found, "anomalies": int(self.labels.sum()), "clips": len(self.split.clips),
+            **_measured(self.scores, self.labels), "anomalies": int(self.labels.sum()), "clips": len(self.split.clips),
             "unreadable": int((~self.read).sum()),
         }  # fmt: skip
 
@@ -95,7 +93,7 @@ class AnomalyResult:
         return {
             name: {
                 "clips": len(np.unique(clip[part])),
-                **asdict(measures.anomaly_scores(self.scores[part], self.labels[part])),
+                **_measured(self.scores[part], self.labels[part]),
             }
             for name, part in parts.items()
             if part.any()
@@ -181,6 +179,12 @@ def detect_anomalies(
         short = set().union(*(each[1] for each in told))
     values = table.cpu().numpy()
     return AnomalyResult(split, values[:, :2], values[:, 2] > 0, unreadable, sorted(short))
+
+
+def _measured(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, Any]:
+    """The measures by the names of metrics.jsonl."""
+    found = asdict(measures.anomaly_scores(scores, labels))
+    return {**{name: value for name, value in found.items() if name != "mcc_auc"}, "auc_mcc": found["mcc_auc"]}
 
 
 def _group_table(groups: Mapping[str, Mapping[str, Any]]) -> str:

@@ -23,7 +23,7 @@ SECONDS_A_VIDEO = 10_000  # image id = place of the video in the list * this + s
 PEOPLE_AN_IMAGE = 1_000  # annotation id = image id * this + person
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class KeyFrame:
     """An image of the annotations; `width` and `height` of the key frame in pixels."""
 
@@ -36,7 +36,7 @@ class KeyFrame:
         return f"{self.video} second {show_timestamp(self.micros)}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Annotation:
     """One person in one image: xywh in pixels, class numbers in the order of the file."""
 
