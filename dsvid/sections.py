@@ -110,7 +110,7 @@ class PretrainConfig(Section):
 
 
 class FootageSource(Section):
-    index: str = Field("", description="file of `dsvid traffic index`; empty = no such source")
+    index: str = Field("", description="file of `dsvid traffic index`, or builtin; empty = no such source")
     root: str = Field("", description="folder of its clips; empty = the index file's")
     rate: int = Field(1, ge=1, description="from one window's last frame to the next, in frames of the source")
     share: float = Field(1.0, gt=0, description="part of every batch, against the other source's")

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dsvid.data import augment, order
+from dsvid.data import augment, order, traffic_split
 from dsvid.data.decode import choose_decoder
 from dsvid.data.driving import add_borders
 from dsvid.data.footage import Footage, read_clip, read_index
@@ -85,7 +85,11 @@ def open_footage(data: DataConfig, footage: FootageConfig, batch: int) -> Footag
 
 
 def _open(source: FootageSource, data: DataConfig, footage: FootageConfig, count: int, digest: hashlib._Hash) -> Source:
-    path = Path(source.index).expanduser()
+    path = (
+        traffic_split.prepare() / traffic_split.FOOTAGE
+        if source.index == "builtin"
+        else Path(source.index).expanduser()
+    )
     clips = read_index(path, Path(source.root).expanduser() if source.root else path.parent)
     digest.update(hashlib.sha256(path.read_bytes()).digest() + source.rate.to_bytes(8, "big"))
     assert data.view_fps is not None, "the recipe checks it"

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsvid.data import traffic_generated
+from dsvid.data.footage import list_footage, measure_footage
 from dsvid.data.made_once import Say, cache_folder, made_once
 from dsvid.data.traffic import LabelledWindows, TrafficClip, open_labels
 from dsvid.data.window_index import WindowRule
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from dsvid.recipe import AnomalyConfig, DataConfig
 
 BUILTIN = {"train": 200, "val": 80}
-BUILTIN_VERSION = "1"  # raise it with every change that alters a byte of the generated set
+FOOTAGE = "footage.csv"  # the index of its training clips, for pre-training without labels
+BUILTIN_VERSION = "2"  # raise it with every change that alters a byte of the generated set
 LISTS = {"dota": {"train": "train_split.txt", "val": "val_split.txt"},
          "dada": {"train": "training.txt", "val": "validation.txt"}}  # fmt: skip
 
@@ -102,6 +104,8 @@ def prepare(log: Say | None = None) -> Path:
 
     def make(folder: Path) -> None:
         traffic_generated.make_set(folder, BUILTIN)
+        for _ in measure_footage(list_footage("dota", folder), folder / FOOTAGE):
+            pass
 
     return made_once(cache_folder() / f"drives-{BUILTIN_VERSION}", make, what="built-in drives", log=log)
 

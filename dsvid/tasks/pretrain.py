@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from dsvid.data import traffic_split
 from dsvid.data.builtin import prepare
 from dsvid.data.footage_reader import FootageReader, FootageSplit, open_footage, remarks
 from dsvid.data.manifest import Manifest, open_split
@@ -26,6 +27,8 @@ class PretrainTask:
     def open(self, recipe: Recipe, split: str, say: Callable[[str], None] | None = None) -> Samples:
         """The list, or the indexed footage."""
         if split == "train" and recipe.data.train == "footage":
+            if "builtin" in (recipe.footage.first.index, recipe.footage.second.index):
+                traffic_split.prepare(say)
             return open_footage(recipe.data, recipe.footage, recipe.batch.total)
         return open_clip_list(recipe, split, say)
 
