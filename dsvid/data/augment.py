@@ -31,12 +31,16 @@ def resize(clip: Tensor, height: int, width: int, *, antialias: bool = True) -> 
 
 
 def squash(clip: Tensor, side: int) -> Tensor:
-    """Bicubic to a square without keeping the shape, uint8 [T, H, W, 3] -> [T, side, side, 3]; no antialiasing."""
+    """Bicubic to a square without keeping the shape, uint8 [T, H, W, 3] -> [T, side, side, 3]; OpenCV's cubic."""
     if clip.shape[1:3] == (side, side):
         return clip
-    planes = clip.permute(0, 3, 1, 2)
-    out = torch.nn.functional.interpolate(planes, (side, side), mode="bicubic", align_corners=False, antialias=False)
-    return out.permute(0, 2, 3, 1).contiguous()
+    out = torch.empty((len(clip), side, side, 3), dtype=torch.uint8)
+    for place, frame in enumerate(clip):
+        # in float: torch's uint8 kernel has Pillow's cubic (a = -0.5), OpenCV and torch's float one a = -0.75
+        planes = frame.permute(2, 0, 1)[None].float()
+        cubic = torch.nn.functional.interpolate(planes, (side, side), mode="bicubic", align_corners=False)
+        out[place] = cubic[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8)
+    return out
 
 
 def resize_short_side(clip: Tensor, size: int) -> Tensor:
