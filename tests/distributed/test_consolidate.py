@@ -24,6 +24,8 @@ from dsvid.weights.export import write_dsvid
 from dsvid.weights.load import load_model
 from tests.distributed.conftest import ROOT, finish, launch, must_succeed
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("run", [f"{kind}-z{stage}" for kind in ("fp32", "bf16") for stage in range(4)])
 def test_the_command_gives_the_weights_of_the_run(run: str, stages: Path, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from dsvid.data import builtin
 from dsvid.weights.consolidate import consolidate
 from tests.distributed.conftest import FP32, ZERO2, finish, must_succeed, start_ranks
 
+pytestmark = pytest.mark.long
+
 Ranks = Callable[..., list[tuple[int, str]]]
 DECAY = 0.7
 STAGES = [("fp32", stage) for stage in range(4)] + [("bf16", stage) for stage in range(4)]
