@@ -97,7 +97,7 @@ def resolve_job(
     task.class_names(recipe)
     for remark in [remark for split in splits for remark in task.remarks(recipe, split)]:
         if ranks.first:
-            log.warning("%s", remark)
+            log.info("%s", remark)
     folder = RunFolder(out)
     folder.prepare(recipe, config, resume)
     if recipe.model.init and ranks.world == 1 and not folder.has_checkpoints():

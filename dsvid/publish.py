@@ -5,13 +5,15 @@ Knows the file system only; errors are the system's, and the caller says what th
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def publish_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -44,6 +46,19 @@ def publish_path(path: Path, write: Callable[[Path], object]) -> None:
 def publish_text(path: Path, text: str) -> None:
     """A small text file: a reader sees the old or the new one, never half of it."""
     publish_file(path, lambda out: out.write(text.encode()))
+
+
+def publish_json(path: Path, content: Any) -> None:
+    """An indented JSON file; numbers that are not finite, which JSON does not have, are null."""
+    publish_text(path, json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def publish_folder(folder: Path, fill: Callable[[Path], None]) -> None:

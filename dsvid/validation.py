@@ -15,7 +15,7 @@ from dsvid.job import Job, counted, make_bad_clips, make_monitor, weights_config
 from dsvid.monitor import Monitor
 from dsvid.runtime import log, on_first
 from dsvid.state import State
-from dsvid.tasks import Ranked, Result, unreadable_split
+from dsvid.tasks import EvalRun, Result, unreadable_split
 from dsvid.tasks.task import Batches
 from dsvid.weights.consolidate import consolidate
 from dsvid.weights.folder import check_finite, read_config, write_folder
@@ -49,8 +49,8 @@ def evaluate_split(job: Job, state: State, split: str, *, final: bool = False) -
     def watched(batches: Batches) -> Batches:
         return job.stop.watched(job.watch.seen(batches), job.watch.enter, f"{split} ")
 
-    where = Ranked(job.ranks.rank, job.ranks.world, job.device, watched)
-    result = job.task.evaluate(job.recipe, state.engine.module, split, where, final=final)
+    run = EvalRun(job.ranks, job.device, watched)
+    result = job.task.evaluate(job.recipe, state.engine.module, split, run, final=final)
     if job.ranks.first:
         counted({"index": [], "bad": result.unreadable, "notes": [], "short": result.short}, make_bad_clips(job))
     if not result.any_read:  # the same on all ranks
@@ -125,14 +125,14 @@ def test(job: Job, state: State, step: int) -> None:
     """The final test of the last weights: a line in metrics.jsonl, and the files of test/."""
     split, scored = job.test_list, job.task.scored
     result = evaluate_split(job, state, split, final=True)
-    extra: dict[str, Any] = {"step": step}
+    extra: dict[str, Any] = {"split": split, "step": step}
     if state.average is not None:
         with state.average.in_place():
             theirs = evaluate_split(job, state, split, final=True)
         extra |= {f"ema_{key}": value for key, value in theirs.numbers().items() if key in (scored, "top5")}
     if not job.ranks.first:
         return
-    numbers = job.task.write(job.recipe, result, split, job.folder.out / "test", extra)
+    numbers = result.write(job.folder.out / "test", extra)
     monitor = make_monitor(job, step, retest=True)
     flat = {key: value for key, value in numbers.items() if not isinstance(value, (list, dict))}
     monitor.write({"kind": "eval", "final": True, **flat})

@@ -117,6 +117,15 @@ def test_damage_is_found_and_the_one_before_is_used(damage: str, name: str, tmp_
     assert found is not None and found.step == 4
 
 
+def test_a_size_is_compared_by_every_rank_whoever_hashes_the_file(tmp_path: Path) -> None:
+    folder = saved(tmp_path, [4]).checkpoints / "step-00000004"
+    listed = sorted(ck.read_manifest(folder)["files"])
+    damage_file(folder, "truncate", listed[0])
+    for part in range(2):  # the second rank hashes other files
+        with pytest.raises(CheckpointError, match="wrong size"):
+            ck.verify(folder, part, 2)
+
+
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "..", "a\\b"])
 def test_a_manifest_that_names_files_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
     run = saved(tmp_path, [4])

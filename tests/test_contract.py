@@ -62,11 +62,8 @@ MAY_IMPORT = {
     "monitor": {"documents", "runtime"},
     "predict": {"data", "metrics", "objectives", "timeline", "weights"},
     "show": {"data", "overlay", "publish", "timeline"},
-    "evaluate": {"objectives", "data", "metrics", "pictures", "publish"},
-    "detection_report": {"metrics", "pictures", "publish"},
-    "detection": {"objectives", "data", "metrics", "detection_report", "runtime"},
-    "anomaly": {"objectives", "data", "metrics", "pictures", "publish", "runtime"},
-    "tasks": {"anomaly", "documents", "data", "detection", "evaluate", "models", "objectives", "recipe", "weights"},
+    "evaluate": {"objectives", "data", "metrics", "pictures", "publish", "runtime"},
+    "tasks": {"documents", "data", "evaluate", "models", "objectives", "recipe", "runtime", "weights"},
     "job": {
         "documents",
         "optim",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dsvid.errors import CheckpointError
-from dsvid.recipe import Recipe, build_recipe, dump_yaml
+from dsvid.recipe import Recipe, build_recipe, dump_yaml, load_recipe
 from dsvid.runfolder import RunFolder
 
 CONFIG = {"optimizer": {"params": {"lr": 1.0}}, "gradient_clipping": 0.0}
@@ -78,6 +78,12 @@ def test_a_start_that_was_killed_before_its_recipe_stood_is_no_foreign_folder(tm
     (run.out / "ds_config.json").write_text("{}")
     (run.out / ".recipe.yaml-x1y2").write_text("half")
     run.prepare(recipe(), CONFIG, "auto")
+    settings(run, recipe())
+    assert load_recipe(str(run.out / "recipe.yaml")) == recipe()
+    (run.out / "recipe.yaml").unlink()
+    (run.out / "cat.jpg").touch()  # what no start leaves behind
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        run.prepare(recipe(), CONFIG, "auto")
 
 
 def test_folders_that_are_not_a_run_are_refused(tmp_path: Path) -> None:

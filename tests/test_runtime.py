@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from dsvid.errors import RecipeError
-from dsvid.runtime import fast_bf16, read_ranks
+from dsvid.runtime import fast_bf16, one_thread, read_ranks
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +77,17 @@ def test_a_cpu_without_bf16_arithmetic_is_known(tmp_path: Path) -> None:
     (tmp_path / "old").write_text("flags : fpu avx2 sse\n")
     assert fast_bf16(tmp_path / "new")
     assert not fast_bf16(tmp_path / "old") and not fast_bf16(tmp_path / "none")
+
+
+def test_an_evaluation_has_one_thread_on_the_cpu_and_gives_the_others_back() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyError), one_thread(torch.device("cpu")):
+            assert torch.get_num_threads() == 1
+            raise KeyError
+        assert torch.get_num_threads() == 2
+        with one_thread(torch.device("cuda")):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsvid.errors import CheckpointError, RecipeError
 
 if TYPE_CHECKING:
+    from dsvid.evaluate.classify import Evaluation
     from dsvid.recipe import Recipe
 
 
@@ -36,9 +38,10 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from dsvid import engine as ds
+    from dsvid.evaluate.classify import Evaluation
     from dsvid.recipe import load_recipe, split_overrides
     from dsvid.runtime import log, pick_device, read_ranks, start_log
-    from dsvid.tasks import Ranked, task_of, unreadable_split
+    from dsvid.tasks import TASKS, EvalRun, task_of, unreadable_split
     from dsvid.weights.card import read_card
 
     ranks = read_ranks()
@@ -49,14 +52,13 @@ def run(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, ours)
     task = task_of(recipe)
     if not task.scored:
-        raise RecipeError(
-            "dsvid eval tests fine-tuned models", found=f"task: {recipe.task}", expected="classify, detect"
-        )
+        scored = ", ".join(name for name, each in TASKS.items() if each.scored)
+        raise RecipeError("dsvid eval tests fine-tuned models", found=f"task: {recipe.task}", expected=scored)
     check_out(args.out)
     task.open(recipe, args.split, log.info)
     if ranks.first:
         for remark in task.remarks(recipe, args.split):
-            log.warning("%s", remark)
+            log.info("%s", remark)
     card = read_card(args.weights)
     task.check_weights(recipe, args.weights, card)
     # model.init_family tells of the weights that the training began with
@@ -67,10 +69,12 @@ def run(args: argparse.Namespace) -> None:
     if ranks.world > 1:
         ds.start_distributed(device, ranks)
     objective = task.objective(recipe, model).to(device)
-    where = Ranked(ranks.rank, ranks.world, device)
-    result = task.evaluate(recipe, objective, args.split, where, final=True, play=args.play)
+    run = EvalRun(ranks, device)
+    result = task.evaluate(recipe, objective, args.split, run, final=True, play=args.play)
+    if isinstance(result, Evaluation):
+        result = replace(result, names=tuple(names_of_classes(recipe, args.split, list(card.labels))))
     if ranks.first:
-        report(args, recipe, result, list(card.labels))
+        report(args, recipe, result)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
@@ -157,22 +161,20 @@ def names_of_classes(recipe: Recipe, split: str, stored: list[str]) -> list[str]
     from dsvid.tasks import task_of
 
     names = task_of(recipe).class_names(recipe)
-    if recipe.data.labels or recipe.task != "classify":
+    if recipe.data.labels:
         return names
     if len(stored) == recipe.model.num_classes:
         return stored
     return names if getattr(recipe.data, split) == "builtin" else []
 
 
-def report(args: argparse.Namespace, recipe: Recipe, result: Any, stored: list[str]) -> None:
+def report(args: argparse.Namespace, recipe: Recipe, result: Any) -> None:
     """Write the result where --out says, print it, and name what could not be counted."""
     from dsvid.runtime import log
-    from dsvid.tasks import task_of
 
-    extra: dict[str, Any] = {"play": args.play}
-    names = names_of_classes(recipe, args.split, stored)
+    extra: dict[str, Any] = {"split": args.split, "play": args.play}
     if recipe.task == "classify":
-        extra |= classified(args.split, recipe, result, names)
+        extra |= classified(args.split, recipe, result)
     log.info("%s", result.line())
     shown = result.numbers() | extra
     log.info("%s", " ".join(f"{key} {v:.4g}" if isinstance(v, float) else f"{key} {v}" for key, v in shown.items()))
@@ -186,11 +188,11 @@ def report(args: argparse.Namespace, recipe: Recipe, result: Any, stored: list[s
             result.short[0][1],
         )  # fmt: skip
     if args.out:
-        task_of(recipe).write(recipe, result, args.split, args.out, extra, names)
+        result.write(args.out, extra)
         log.info("written to %s", args.out)
 
 
-def classified(split: str, recipe: Recipe, result: Any, names: list[str]) -> dict[str, Any]:
+def classified(split: str, recipe: Recipe, result: Evaluation) -> dict[str, Any]:
     """What a classification says besides: classes without a video, and the opposite motions of the built-in clips."""
     import numpy as np
 
@@ -198,9 +200,7 @@ def classified(split: str, recipe: Recipe, result: Any, names: list[str]) -> dic
     from dsvid.metrics.classification import topk_accuracy
     from dsvid.runtime import log
 
-    empty = [
-        names[i] if i < len(names) else str(i) for i, count in enumerate(result.confusion.sum(axis=1)) if not count
-    ]
+    empty = [result.name(i) for i, count in enumerate(result.confusion.sum(axis=1)) if not count]
     if empty:
         more = f" and {len(empty) - 8} more" if len(empty) > 8 else ""
         log.warning("%d classes have no video in data.%s: %s%s", len(empty), split, ", ".join(empty[:8]), more)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +74,9 @@ def _run_views(args: argparse.Namespace) -> None:
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Write `result`, the folder too where it is missing. Raises DataError where that cannot be."""
     from dsvid.errors import DataError
+    from dsvid.publish import publish_json
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        publish_json(path, result)
     except OSError as error:
         raise DataError(f"--json {path} cannot be written", found=str(error), fix="another file") from error

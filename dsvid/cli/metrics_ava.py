@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     """Read, score, print, write. Raises DataError."""
     from dsvid.cli.metrics import write_json
     from dsvid.data.ava_files import ImageNumbers, read_boxes, read_exclusions, read_label_map
-    from dsvid.detection_report import write_report
+    from dsvid.evaluate.detect_report import write_report
     from dsvid.metrics import ava, ava_report
 
     names = read_label_map(args.labels)

@@ -92,7 +92,6 @@ class AvaSplit:
         return frame.video, frame.micros
 
 
-@lru_cache(maxsize=8)
 def open_ava(data: DataConfig, detect: DetectConfig, split: str, classes: int) -> AvaSplit:
     """Open "train", "val" or "test" of a recipe with `classes` columns. Raises DataError for what does not fit.
 
@@ -100,13 +99,18 @@ def open_ava(data: DataConfig, detect: DetectConfig, split: str, classes: int) -
     named.
     """
     files = files_of(data, detect, split)
+    return _opened(files, detect, split, classes, data.train_limit if split == "train" else 0)
+
+
+@lru_cache(maxsize=8)  # real annotations take half a minute
+def _opened(files: AvaFiles, detect: DetectConfig, split: str, classes: int, limit: int) -> AvaSplit:
     annotations = _annotations(files, detect)
     columns = class_columns(detect.classes or classes)
     if split == "train":
         excluded = _excluded_ids(files, annotations)
         samples = train_samples(annotations, columns, custom=bool(detect.classes), excluded=excluded)
-        if data.train_limit:
-            samples = samples.first_of(data.train_limit)
+        if limit:
+            samples = samples.first_of(limit)
         truth = None
     else:
         people = _people(files, annotations)

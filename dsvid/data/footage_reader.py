@@ -134,20 +134,18 @@ class FootageReader:
         return self.split.path(index)
 
     def locate(self, first: int, count: int, seed: int) -> tuple[Ints, Ints]:
-        """Each batch of the stream has its clips of the first source, then those of the second, mixed evenly.
+        """Each batch of the stream has its share of either source, evenly spread, so that ranks have like work.
 
         A source that is through before the other begins again, in a new order.
         """
-        sizes = [source.a_batch for source in self.split.sources]
-        total = sum(sizes)
+        share, total = self.split.sources[0].a_batch, sum(source.a_batch for source in self.split.sources)
         batch, slot = np.divmod(np.arange(first, first + count, dtype=np.int64), total)
-        epochs, indices, offset, taken = np.zeros_like(batch), np.zeros_like(batch), 0, np.zeros_like(batch)
-        # Bresenham: slot s is the first source's where floor((s + 1) * n / total) steps up
-        before = slot * sizes[0] // total
-        own = (slot + 1) * sizes[0] // total > before
-        for number, source in enumerate(self.split.sources):
-            here = own if number == 0 else ~own
-            taken = before if number == 0 else slot - before
+        # Bresenham's line: a slot is the first source's where floor(slot * share / total) steps up behind it
+        before = slot * share // total
+        own = (slot + 1) * share // total > before
+        epochs, indices, offset = np.zeros_like(batch), np.zeros_like(batch), 0
+        parts = ((own, before), (~own, slot - before))
+        for number, (source, (here, taken)) in enumerate(zip(self.split.sources, parts, strict=False)):
             for place in np.flatnonzero(here).tolist():
                 at = int(batch[place]) * source.a_batch + int(taken[place])
                 epoch, index = order.locate(at, 1, seed=order.mix(seed, number), dataset_size=len(source.windows))

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 BUILTIN = {"train": 200, "val": 80}
 FOOTAGE = "footage.csv"  # the index of its training clips, for pre-training without labels
 BUILTIN_VERSION = "2"  # raise it with every change that alters a byte of the generated set
-LISTS = {"dota": {"train": "train_split.txt", "val": "val_split.txt"},
-         "dada": {"train": "training.txt", "val": "validation.txt"}}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,17 +49,11 @@ class TrafficSplit:
         return self.windows.labels(*self.windows.index.targets(np.arange(len(self))))
 
 
-@lru_cache(maxsize=8)
 def open_traffic(data: DataConfig, anomaly: AnomalyConfig, split: str) -> TrafficSplit:
     """Open "train", "val" or "test" of a recipe. Raises DataError for a clip of the list that does not fit.
 
     Windows of evaluations are a target apart (`anomaly.eval_rate`), those of training `data.sampling_rate`.
     """
-    root, name, layout = place_of(data, anomaly, split)
-    names, read = open_labels(layout, root, name)
-    if split == "train" and data.train_limit:
-        names = names[: data.train_limit]
-    clips = [read(each) for each in names]
     training = split == "train"
     assert data.view_fps is not None, "the recipe checks it"
     rule = WindowRule(
@@ -71,12 +63,20 @@ def open_traffic(data: DataConfig, anomaly: AnomalyConfig, split: str) -> Traffi
         padding="none" if training else anomaly.padding,
         nearest=anomaly.nearest,
     )
+    return _opened(place_of(data, anomaly, split), rule, data.train_limit if training else 0)
+
+
+@lru_cache(maxsize=8)
+def _opened(place: tuple[Path, str, str], rule: WindowRule, limit: int) -> TrafficSplit:
+    root, name, layout = place
+    names, read = open_labels(layout, root, name)
+    clips = [read(each) for each in (names[:limit] if limit else names)]
     windows = LabelledWindows(clips, rule)
     if not len(windows):
         raise DataError(
-            f"data.{split}: no clip of {name} is as long as a window",
+            f"{root}: no clip of {name} is as long as a window",
             found=f"{len(clips)} clips, the longest of {max(len(clip.frames) for clip in clips)} frames",
-            expected=f"{data.num_frames} frames at {data.view_fps:g} fps",
+            expected=f"{rule.length} frames at {rule.view_fps:g} fps",
             fix="fewer data.num_frames, or anomaly.padding=repeat",
         )
     return TrafficSplit(f"{root} {name}", _fingerprint(clips, rule), clips, windows)
@@ -87,7 +87,7 @@ def place_of(data: DataConfig, anomaly: AnomalyConfig, split: str) -> tuple[Path
     value = getattr(data, split)
     part = "train" if split == "train" else "val"
     if value == "builtin":
-        return prepare(), LISTS["dota"][part], "dota"
+        return prepare(), f"{part}_split.txt", "dota"
     if not value:
         raise DataError(f"data.{split} is empty", expected="a split list, as train_split.txt, or `builtin`")
     root = Path(data.root).expanduser()
@@ -121,14 +121,14 @@ def remarks(split: str, opened: TrafficSplit) -> list[str]:
     if short:
         lines.append(f"data.{split}: {short} clips are shorter than a window and have none")
     if labels.min() == labels.max():
-        lines.append(f"data.{split}: one class only; AUROC is not defined, and AP is that of a constant")
+        lines.append(f"data.{split}: one class only; AUROC is not defined")
     return lines
 
 
 def _fingerprint(clips: list[TrafficClip], rule: WindowRule) -> str:
-    """SHA-256 of names, frames and labels of all clips and of the rule."""
+    """SHA-256 of all clips' names, numbers, first and last of their frames, labels, and of the rule."""
     digest = hashlib.sha256(repr(rule).encode())
     for clip in clips:
-        digest.update(f"{clip.name}\0{len(clip.frames)}\0{clip.frames[0]}\0{clip.fps}".encode())
+        digest.update(f"{clip.name}\0{len(clip.frames)}\0{clip.frames[0]}\0{clip.frames[-1]}\0{clip.fps}".encode())
         digest.update(clip.labels.astype(np.uint8).tobytes())
     return digest.hexdigest()

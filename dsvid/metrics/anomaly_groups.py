@@ -92,13 +92,20 @@ def clip_groups(frames: JoinedFrames) -> dict[str, GroupScores]:
 
     Ego and category are those of the whole clip; a group without frames is left out.
     """
-    ego, category = frames.flag("clip_lvl_ego"), frames.columns["clip_lvl_cat"]
+    groups = group_masks(frames.flag("clip_lvl_ego"), frames.columns["clip_lvl_cat"])
+    return {name: group_scores(frames, where) for name, where in groups.items()}
+
+
+def group_masks(ego: Flags, category: NDArray[np.str_]) -> dict[str, Flags]:
+    """Which frames [n] belong to total, ego, nonego, and CODE/all, CODE/ego, CODE/nonego, of their clips' ego and
+    category [n]; groups without frames are left out.
+    """
     everyone = np.ones(len(ego), dtype=bool)
     groups = {"total": everyone, "ego": ego, "nonego": ~ego}
     for code in CATEGORIES:
         for name, part in (("all", everyone), ("ego", ego), ("nonego", ~ego)):
             groups[f"{code}/{name}"] = part & (category == code)
-    return {name: group_scores(frames, where) for name, where in groups.items() if where.any()}
+    return {name: where for name, where in groups.items() if where.any()}
 
 
 def ego_clips(frames: JoinedFrames) -> Flags:

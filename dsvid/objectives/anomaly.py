@@ -20,6 +20,8 @@ from dsvid.objectives.output import Batch, Output
 from dsvid.objectives.pretrain import IMAGENET_MEAN, IMAGENET_STD
 from dsvid.tokens import TubeletGrid
 
+CLASSES = ("safe", "anomaly")
+
 
 @dataclass(frozen=True)
 class AnomalyTargets:

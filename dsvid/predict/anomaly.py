@@ -88,7 +88,8 @@ def judge(stream: VideoStream, predictor: Predictor, settings: Settings, device:
     if not done.any():
         raise DataError(f"{stream.path}: no frame that should be judged can be decoded", fix="without --every")
     if not np.isfinite(risk).all():
-        raise DataError(f"{stream.path}: the weights give no number for a frame", found="NaN", expected="0 to 1")
+        raise DataError(f"{stream.path}: the weights give no number for a frame", found="NaN", expected="0 to 1",
+                        fix="weights that are whole")  # fmt: skip
     notes = [*predictor.notes, *stream.notes, *_remarks(stream, predictor, plan, fps)]
     realtime = stream.duration_s / took_s
     notes.append(f"{realtime:.2f} seconds of video in a second of computing")

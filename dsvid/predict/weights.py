@@ -14,13 +14,13 @@ from dsvid.data.ava_files import read_label_map
 from dsvid.data.ava_names import AVA_NAMES
 from dsvid.errors import CheckpointError, DataError
 from dsvid.objectives import AnomalyObjective, ClassifyObjective, DetectObjective
+from dsvid.objectives.anomaly import CLASSES as RISKS
 from dsvid.timeline import Names
 from dsvid.weights.card import Card, read_card, read_labels
 from dsvid.weights.load import load_model
 
 TASKS = ("classify", "detect", "anomaly")
 PUBLISHED = {"detect": "ava", "anomaly": "simple_tad"}  # how the originals' files of a task treat the final norm
-RISK_NAMES = ["safe", "anomaly"]
 
 
 @dataclass
@@ -93,7 +93,7 @@ def _task_of(path: Path, card: Card, wanted: str) -> str:
 
 
 def _check_risk(path: Path, classes: int, labels: Path | None) -> None:
-    if classes != len(RISK_NAMES):
+    if classes != len(RISKS):
         raise CheckpointError(
             f"--weights {path} cannot judge risk", found=f"{classes} classes", expected="2 classes: safe, anomaly",
             fix="leave --task anomaly out for weights that classify",
@@ -130,7 +130,7 @@ def class_names(task: str, classes: int, stored: list[str], labels: Path | None,
                 expected=f"{classes} classes", fix="the list that the weights were trained with",
             )  # fmt: skip
     elif task == "anomaly":
-        names = RISK_NAMES
+        names = list(RISKS)
     elif stored:
         names = stored if len(stored) == classes else []
         if not names:

@@ -7,7 +7,7 @@ from dsvid.tasks.anomaly import AnomalyTask
 from dsvid.tasks.classify import ClassifyTask
 from dsvid.tasks.detect import DetectTask
 from dsvid.tasks.pretrain import PretrainTask
-from dsvid.tasks.task import Ranked, Result, Samples, Task, unreadable_split
+from dsvid.tasks.task import EvalRun, Result, Samples, Task, unreadable_split
 
 TASKS: dict[str, Task] = {
     "pretrain": PretrainTask(),
@@ -16,7 +16,7 @@ TASKS: dict[str, Task] = {
     "anomaly": AnomalyTask(),
 }
 
-__all__ = ["TASKS", "Ranked", "Result", "Samples", "Task", "task_of", "unreadable_split"]
+__all__ = ["TASKS", "EvalRun", "Result", "Samples", "Task", "task_of", "unreadable_split"]
 
 
 def task_of(recipe: Recipe) -> Task:

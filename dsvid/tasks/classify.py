@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,19 @@ from dsvid.data.manifest import Manifest, open_split
 from dsvid.data.reader import ClipReader, Reader
 from dsvid.documents import read_text
 from dsvid.errors import DataError
-from dsvid.evaluate import Evaluation, evaluate, write_result
+from dsvid.evaluate.classify import Evaluation, evaluate
 from dsvid.objectives import ClassifyObjective
 from dsvid.recipe import Recipe
 from dsvid.tasks.pretrain import open_clip_list
-from dsvid.tasks.task import Ranked
-from dsvid.weights.card import Card
+from dsvid.tasks.task import EvalRun, Say, Task
 
 
-class ClassifyTask:
+class ClassifyTask(Task):
     """task: classify."""
 
     scored = "top1"
 
-    def open(self, recipe: Recipe, split: str, say: Callable[[str], None] | None = None) -> Manifest:
+    def open(self, recipe: Recipe, split: str, say: Say | None = None) -> Manifest:
         """The list, its labels checked."""
         manifest = open_clip_list(recipe, split, say)
         manifest.check_labels(recipe.model.num_classes, limit=recipe.data.train_limit if split == "train" else 0)
@@ -68,9 +66,6 @@ class ClassifyTask:
             )
         return names
 
-    def check_weights(self, recipe: Recipe, path: Path, card: Card) -> None:
-        """The number of classes is all there is to compare."""
-
     def objective(self, recipe: Recipe, model: Any) -> ClassifyObjective:
         """Cross-entropy."""
         return ClassifyObjective(
@@ -85,40 +80,27 @@ class ClassifyTask:
         """Clips of the list."""
         return ClipReader(recipe.data, split)
 
-    def eval_clip_bytes(self, recipe: Recipe) -> int:
-        """A square view."""
-        return recipe.data.num_frames * recipe.data.input_size**2 * 3
-
     def evaluate(
-        self, recipe: Recipe, objective: Any, split: str, where: Ranked, *, final: bool, play: str = "forwards"
+        self, recipe: Recipe, objective: Any, split: str, run: EvalRun, *, final: bool, play: str = "forwards"
     ) -> Evaluation:
         """One view a video as a validation, eval.segments x eval.crops views as the test."""
-        settings = recipe.eval
+        settings, manifest = recipe.eval, self._manifest(recipe, split)
         segments, crops = (settings.segments, settings.crops) if final else (1, 1)
         views = eval_batches(
-            recipe.data, split, segments=segments, crops=crops, rank=where.rank, world=where.world,
-            batch=settings.batch, reverse=play == "backwards", freeze=play == "still", device_type=where.device.type,
+            recipe.data, split, segments=segments, crops=crops, rank=run.ranks.rank, world=run.ranks.world,
+            batch=settings.batch, reverse=play == "backwards", freeze=play == "still", device_type=run.device.type,
         )  # fmt: skip
         return evaluate(
             objective,
-            where.watched(views),
-            labels=np.asarray(self._manifest(recipe, split).labels, dtype=np.int64),
+            run.watched(views),
+            labels=np.asarray(manifest.labels, dtype=np.int64),
             views=segments * crops,
-            device=where.device,
+            device=run.device,
             merge=settings.merge,
+            names=self.class_names(recipe),
+            paths=[manifest.path(index) for index in range(len(manifest))],
+            about={"segments": segments, "crops": crops, "merge": settings.merge},
         )
-
-    def write(
-        self, recipe: Recipe, result: Any, split: str, folder: Path, extra: Mapping[str, Any],
-        names: list[str] | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
-        """result.json, predictions.csv and confusion.png."""
-        manifest = self._manifest(recipe, split)
-        paths = [manifest.path(index) for index in range(len(manifest))]
-        settings = recipe.eval
-        about = {"split": split, "segments": settings.segments, "crops": settings.crops, "merge": settings.merge}
-        shown = self.class_names(recipe) if names is None else names
-        return write_result(folder, result, shown, paths, extra={**about, **extra})
 
     def _manifest(self, recipe: Recipe, split: str) -> Manifest:
         return open_split(getattr(recipe.data, split), split, recipe.data.root)

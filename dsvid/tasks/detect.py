@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,22 @@ from dsvid.data import ava_boxes, ava_generated
 from dsvid.data.ava import class_columns
 from dsvid.data.ava_reader import AvaReader
 from dsvid.data.ava_split import AvaSplit, check_clips, class_names, label_map, open_ava, remarks
-from dsvid.data.loader import eval_batches
 from dsvid.data.reader import Reader
-from dsvid.detection import Detections, detect
-from dsvid.errors import CheckpointError, RecipeError
+from dsvid.errors import CheckpointError
+from dsvid.evaluate.detect import Detections, detect
 from dsvid.models.sizes import encoder_size
 from dsvid.objectives import DetectObjective
 from dsvid.recipe import Recipe
-from dsvid.tasks.task import Ranked
+from dsvid.tasks.task import EvalRun, Say, Task
 from dsvid.weights.card import Card
 
 
-class DetectTask:
+class DetectTask(Task):
     """task: detect."""
 
     scored = "mAP"
 
-    def open(self, recipe: Recipe, split: str, say: Callable[[str], None] | None = None) -> AvaSplit:
+    def open(self, recipe: Recipe, split: str, say: Say | None = None) -> AvaSplit:
         """The samples of a split and, in evaluation, its ground truth."""
         if getattr(recipe.data, split) == "builtin":
             ava_generated.prepare(say)
@@ -80,24 +78,9 @@ class DetectTask:
         return recipe.data.num_frames * max((width * height for width, height in sizes), default=0) * 3
 
     def evaluate(
-        self, recipe: Recipe, objective: Any, split: str, where: Ranked, *, final: bool, play: str = "forwards"
+        self, recipe: Recipe, objective: Any, split: str, run: EvalRun, *, final: bool, play: str = "forwards"
     ) -> Detections:
         """Every key frame once, the same as a validation and as the test."""
-        if play != "forwards":
-            raise RecipeError("--play is for classification", found=f"--play {play}", fix="leave it out")
-        views = eval_batches(
-            recipe.data, split, rank=where.rank, world=where.world, batch=recipe.eval.batch,
-            device_type=where.device.type, reader=self.reader(recipe, split),
-        )  # fmt: skip
-        return detect(
-            objective, where.watched(views), self.open(recipe, split), protocol=recipe.detect.protocol,
-            device=where.device,
-        )  # fmt: skip
-
-    def write(
-        self, recipe: Recipe, result: Any, split: str, folder: Path, extra: Mapping[str, Any],
-        names: list[str] | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
-        """inference/result.csv, inference/result.log, result.json, classes.csv and classes.png."""
-        found: dict[str, Any] = result.write(folder, {"split": split, **extra})
-        return found
+        batches = self.each_sample_once(recipe, split, run, play)
+        opened = self.open(recipe, split)
+        return detect(objective, batches, opened, protocol=recipe.detect.protocol, ranks=run.ranks, device=run.device)

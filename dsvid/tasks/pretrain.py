@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from dsvid.data import traffic_split
 from dsvid.data.builtin import prepare
 from dsvid.data.footage_reader import FootageReader, FootageSplit, open_footage, remarks
 from dsvid.data.manifest import Manifest, open_split
 from dsvid.data.reader import ClipReader, Reader
-from dsvid.models.mae import MaskedAutoencoder
-from dsvid.models.spec import Model
 from dsvid.objectives import PretrainObjective
 from dsvid.recipe import Recipe
-from dsvid.tasks.task import Ranked, Result, Samples
-from dsvid.weights.card import Card
+from dsvid.tasks.task import Samples, Say, Task
 
 
-class PretrainTask:
+class PretrainTask(Task):
     """task: pretrain."""
 
-    scored = ""
-
-    def open(self, recipe: Recipe, split: str, say: Callable[[str], None] | None = None) -> Samples:
+    def open(self, recipe: Recipe, split: str, say: Say | None = None) -> Samples:
         """The list, or the indexed footage."""
         if split == "train" and recipe.data.train == "footage":
             if "builtin" in (recipe.footage.first.index, recipe.footage.second.index):
@@ -37,17 +30,10 @@ class PretrainTask:
         opened = self.open(recipe, split)
         return remarks(opened) if isinstance(opened, FootageSplit) else []
 
-    def class_names(self, recipe: Recipe) -> list[str]:
-        """None."""
-        return []
-
-    def check_weights(self, recipe: Recipe, path: Path, card: Card) -> None:
-        """The number of classes is all there is to compare."""
-
-    def objective(self, recipe: Recipe, model: Model) -> PretrainObjective:
+    def objective(self, recipe: Recipe, model: Any) -> PretrainObjective:
         """The loss over masked patches."""
         return PretrainObjective(
-            cast("MaskedAutoencoder", model),
+            model,
             model.grid,
             mask_ratio=recipe.pretrain.mask_ratio,
             decoder_mask_ratio=recipe.pretrain.decoder_mask_ratio,
@@ -63,25 +49,8 @@ class PretrainTask:
             return FootageReader(recipe.data, recipe.footage, opened)
         return ClipReader(recipe.data, split)
 
-    def eval_clip_bytes(self, recipe: Recipe) -> int:
-        """There is no evaluation."""
-        return 0
 
-    def evaluate(
-        self, recipe: Recipe, objective: Any, split: str, where: Ranked, *, final: bool, play: str = "forwards"
-    ) -> Result:
-        """There is none."""
-        raise AssertionError("task pretrain has no evaluation")
-
-    def write(
-        self, recipe: Recipe, result: Any, split: str, folder: Path, extra: Mapping[str, Any],
-        names: list[str] | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
-        """There is nothing to write."""
-        raise AssertionError("task pretrain has no evaluation")
-
-
-def open_clip_list(recipe: Recipe, split: str, say: Callable[[str], None] | None) -> Manifest:
+def open_clip_list(recipe: Recipe, split: str, say: Say | None) -> Manifest:
     """The list of a split. Raises DataError for a line that is not understood."""
     value = getattr(recipe.data, split)
     if value == "builtin":

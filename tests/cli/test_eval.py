@@ -12,7 +12,7 @@ import torch
 
 from dsvid.cli import main
 from dsvid.cli.eval import fine_tuned
-from dsvid.data import builtin
+from dsvid.data import ava_generated, builtin
 from dsvid.models.spec import ModelSpec, build_model
 from dsvid.recipe import build_recipe
 from dsvid.weights.folder import write_folder
@@ -148,3 +148,26 @@ def test_own_weights_are_tested_at_another_length_too(tmp_path: Path, capsys: py
     path, source = recipe_file(tmp_path, clips(1)), weights(tmp_path / "w")
     code, text = run(capsys, "--weights", source, "--recipe", path, "data.num_frames=8", "data.sampling_rate=1")
     assert code == 0, text
+
+
+def test_a_detector_of_other_classes_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ava_generated.make_set(tmp_path / "set", {"val": 1}, seconds=3)
+    spec = ModelSpec("detect", "vit_micro", 4, 32, num_classes=3, positions="sincos_separable")
+    folder = tmp_path / "w"
+    state = {name: parameter.detach() for name, parameter in build_model(spec, seed=1).named_parameters()}
+    trained = {"classes": [64, 1, 2]}
+    write_folder(folder, state, {"model": spec.to_config(), "input": {}, "labels": [], "trained": trained})
+    settings = [
+        f"data.root={tmp_path / 'set'}", "data.val=annotations/ava_val_v2.2_min.json", "data.num_frames=4",
+        "data.labels=annotations/action_list.pbtxt", "data.input_size=32", "data.short_side=40", "data.num_workers=0",
+        "model.num_classes=3", "eval.batch=2",
+    ]  # fmt: skip
+    words = ["--weights", folder, "--recipe", "demo_ava", "--split", "val", *settings]
+    code, text = run(capsys, *words, "detect.classes=[1, 2, 64]")
+    assert code == 2 and "other classes" in text and "detect.classes=[64, 1, 2]" in text
+    code, text = run(capsys, *words, "detect.classes=[64, 1, 2]", "--out", tmp_path / "out")
+    assert code == 0 and "2 key frames" in text, text
+    code, text = run(capsys, *words, "detect.classes=[64, 1, 2]", "--play", "still")
+    assert code == 2 and "--play is for classification" in text

@@ -12,7 +12,6 @@ import pytest
 
 from dsvid.data import ava_generated
 from dsvid.data.ava_split import AvaSplit, check_clips, open_ava, remarks
-from dsvid.detection import judge
 from dsvid.errors import DataError
 from dsvid.recipe import DataConfig, DetectConfig, DetectFiles
 
@@ -192,14 +191,3 @@ def test_a_label_map_with_more_classes_than_the_head_is_refused_unless_they_are_
     with pytest.raises(DataError, match="a class without a column"):
         opened(figures, "val", 7)
     assert opened(figures, "val", 2, classes=(64, 1)).names == {1: "left", 64: "near another figure"}
-
-
-def test_scores_that_are_not_finite_give_no_number(figures: Path) -> None:
-    split = opened(figures)
-    table = np.full((len(split.samples.boxes), 80), 0.5, dtype=np.float32)
-    read = np.ones(len(split), dtype=bool)
-    scores, rows = judge(split, table, read, "seed")
-    assert 0 < scores.mean < 1 and len(rows) == 80 * len(table)
-    table[3, 5] = np.nan
-    with pytest.raises(DataError, match=rf"1 of {len(table)} boxes are not finite"):
-        judge(split, table, read, "seed")

@@ -107,6 +107,18 @@ def words(out: Path, *more: str, steps: int = 10) -> list[str]:
     return ["--ds_config", ZERO2, "--out", str(out), *TINY, f"run.max_steps={steps}", *more]
 
 
+def task_words(recipe: str, settings: list[str], out: Path, root: Path, *more: str) -> list[str]:
+    """A training of a recipe on the data below `root`."""
+    return ["--ds_config", ZERO2, "--recipe", recipe, "--out", str(out), f"data.root={root}", *settings, *more]
+
+
+def eval_words(recipe: str, settings: list[str], out: Path, root: Path, weights: Path) -> list[str]:
+    """`dsvid eval` of weights, with the settings of their training."""
+    own = [word for word in settings if not word.startswith("ds.")]
+    words = ["eval", "--weights", str(weights), "--recipe", recipe, "--split", "val", "--out", str(out)]
+    return [*words, f"data.root={root}", *own]
+
+
 def must_succeed(results: list[tuple[int, str]]) -> None:
     for rank, (code, output) in enumerate(results):
         assert code == 0, f"rank {rank} ended with {code}:\n{output[-3000:]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from dsvid.data import traffic_generated
 from dsvid.metrics.anomaly import roc_area
-from tests.distributed.conftest import FP32, ZERO2, finish, losses, must_succeed, start_ranks
+from tests.distributed.conftest import FP32, eval_words, finish, losses, must_succeed, start_ranks, task_words
 
 SETTINGS = [
     "data.train=train_split.txt", "data.val=val_split.txt", "data.num_frames=4", "data.input_size=32",
@@ -31,17 +32,8 @@ def drives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def job(out: Path, root: Path, *more: str) -> list[str]:
-    return ["--ds_config", ZERO2, "--recipe", "demo_anomaly", "--out", str(out), f"data.root={root}", *SETTINGS, *more]
-
-
-def test_words(root: Path, weights: Path, out: Path) -> list[str]:
-    words = [word for word in SETTINGS if not word.startswith("ds.")]
-    return ["eval", "--weights", str(weights), "--recipe", "demo_anomaly", "--split", "val", "--out", str(out),
-            f"data.root={root}", *words]  # fmt: skip
-
-
-test_words.__test__ = False  # type: ignore[attr-defined]
+job = partial(task_words, "demo_anomaly", SETTINGS)
+judge = partial(eval_words, "demo_anomaly", SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +41,10 @@ def runs(drives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same steps on one rank and on two, one run stopped and continued; tests on one rank and on two."""
     scratch = tmp_path_factory.mktemp("anomaly")
     weights = scratch / "one" / "weights"
-    one = [job(scratch / "one", drives, "eval.every_epochs=1"), test_words(drives, weights, scratch / "test-1")]
+    one = [job(scratch / "one", drives, "eval.every_epochs=1"), judge(scratch / "test-1", drives, weights)]
     must_succeed(finish(start_ranks(1, one, scratch)))
     two = [
-        test_words(drives, weights, scratch / "test-2"),
+        judge(scratch / "test-2", drives, weights),
         job(scratch / "stopped", drives, "run.max_steps=2"),
         job(scratch / "stopped", drives),
         job(scratch / "three", drives, "ds.zero_optimization.stage=3", "batch.micro=1"),

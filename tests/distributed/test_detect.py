@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from dsvid.data import ava_generated
 from dsvid.data.builtin import write_clip
 from dsvid.weights.load import load_model
-from tests.distributed.conftest import FP32, ZERO2, finish, losses, must_succeed, start_ranks
+from tests.distributed.conftest import FP32, eval_words, finish, losses, must_succeed, start_ranks, task_words
 
 SETTINGS = [
     "data.train=annotations/ava_train_v2.2_min.json", "data.val=annotations/ava_val_v2.2_min.json",
@@ -52,17 +53,8 @@ def widen(folder: Path, number: int, by: int) -> None:
         write_clip(second, pictures[place * rate : (place + 1) * rate])
 
 
-def job(out: Path, root: Path, *more: str) -> list[str]:
-    return ["--ds_config", ZERO2, "--recipe", "demo_ava", "--out", str(out), f"data.root={root}", *SETTINGS, *more]
-
-
-def test_words(root: Path, weights: Path, out: Path) -> list[str]:
-    words = [word for word in SETTINGS if not word.startswith("ds.")]
-    return ["eval", "--weights", str(weights), "--recipe", "demo_ava", "--split", "val", "--out", str(out),
-            f"data.root={root}", *words]  # fmt: skip
-
-
-test_words.__test__ = False  # type: ignore[attr-defined]
+job = partial(task_words, "demo_ava", SETTINGS)
+judge = partial(eval_words, "demo_ava", SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +62,17 @@ def runs(figures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same steps on one rank and on two, at stage 2 and 3, one stopped and continued; then tests on 1, 2, 3."""
     scratch = tmp_path_factory.mktemp("detect")
     weights = scratch / "one" / "weights"
-    one = [job(scratch / "one", figures, "eval.every_epochs=1"), test_words(figures, weights, scratch / "test-1")]
+    one = [job(scratch / "one", figures, "eval.every_epochs=1"), judge(scratch / "test-1", figures, weights)]
     must_succeed(finish(start_ranks(1, one, scratch)))
     two = [
-        test_words(
-            figures, weights, scratch / "test-2"
-        ),  # first: stage 3 replaces torch's linear for the whole process
+        judge(scratch / "test-2", figures, weights),  # first: stage 3 replaces torch's linear for the whole process
         job(scratch / "two", figures, "eval.every_epochs=1", "batch.micro=1"),
         job(scratch / "three", figures, "ds.zero_optimization.stage=3", GATHERED),
         job(scratch / "stopped", figures, "run.max_steps=2"),
         job(scratch / "stopped", figures),
     ]
     must_succeed(finish(start_ranks(2, two, scratch)))
-    must_succeed(finish(start_ranks(3, [test_words(figures, weights, scratch / "test-3")], scratch)))
+    must_succeed(finish(start_ranks(3, [judge(scratch / "test-3", figures, weights)], scratch)))
     return scratch
 
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from dsvid.errors import RecipeError
+from dsvid.models.spec import ModelSpec, build_model
+from dsvid.objectives import AnomalyObjective
 from dsvid.objectives.anomaly import LOSSES, AnomalyTargets, anomaly_loss, ranking_loss, temporal_loss
 
 
@@ -83,3 +85,19 @@ def test_two_binary_losses() -> None:
             p = 1 / (1 + math.exp(-value))
             total -= target * math.log(p) + (1 - target) * math.log(1 - p)
     assert anomaly_loss("2bce", logits, targets).item() == pytest.approx(total / len(logits))
+
+
+def test_the_objective_weighs_classes_window_by_window() -> None:
+    model = build_model(ModelSpec("anomaly", "vit_micro", 4, 16, num_classes=2, head_init_scale=1.0), seed=0).eval()
+    clip = torch.randint(0, 256, (4, 4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    given = {"clip": clip, "label": torch.tensor([0, 1, 1, 0]), "ttc_s": torch.zeros(4), "risk": torch.zeros(4)}
+    plain = AnomalyObjective(model, model.grid)  # type: ignore[arg-type]
+    each = torch.nn.functional.cross_entropy(plain.logits(given), given["label"], reduction="none")
+    assert plain(given).loss.item() == pytest.approx(each.mean().item())
+    weighed = AnomalyObjective(model, model.grid, class_weights=(0.5, 3.0))  # type: ignore[arg-type]
+    by_hand = (each * torch.tensor([0.5, 3.0, 3.0, 0.5])).mean()
+    assert weighed(given).loss.item() == pytest.approx(by_hand.item())
+    right = (plain.logits(given).argmax(dim=1) == given["label"]).sum()
+    assert plain(given).logs["correct"] == right
+    with pytest.raises(RecipeError, match="focal3"):
+        AnomalyObjective(model, model.grid, loss="focal3")  # type: ignore[arg-type]

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from dsvid.anomaly import AnomalyResult
 from dsvid.data import traffic_generated
 from dsvid.data.traffic_split import TrafficSplit, open_traffic
+from dsvid.errors import DataError
+from dsvid.evaluate.anomaly import AnomalyResult, detect_anomalies
 from dsvid.recipe import AnomalyConfig, DataConfig
 
 
@@ -64,3 +67,32 @@ def test_what_was_not_read_is_in_no_measure(split: TrafficSplit) -> None:
     read[:10] = False
     assert result(split, risk, read).numbers()["auroc"] == 1.0 > result(split, risk).numbers()["auroc"]
     assert not result(split, risk, np.zeros(len(split), dtype=bool)).any_read
+
+
+class Scripted(nn.Module):
+    """Stands where the objective stands: the clip's first byte becomes the risk."""
+
+    def logits(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        risk = batch["clip"][:, 0].float()
+        return torch.stack([torch.zeros_like(risk), torch.where(risk == 255, torch.nan, risk)], dim=1)
+
+
+def scripted(index: list[int], risk: list[int], weight: list[float], **told: object) -> dict[str, object]:
+    clip = torch.tensor(risk, dtype=torch.uint8)[:, None]
+    return {"clip": clip, "index": torch.tensor(index), "weight": torch.tensor(weight), "bad": [], **told}
+
+
+def test_padding_and_unreadable_windows_are_not_judged(split: TrafficSplit) -> None:
+    batches = [
+        scripted([0, 1], [3, 9], [1, 0], bad=[{"path": "gone", "error": "no such file"}]),
+        scripted([2, 0], [5, 7], [1, 0]),
+    ]
+    found = detect_anomalies(Scripted(), batches, split, device=torch.device("cpu"))  # type: ignore[arg-type]
+    assert np.flatnonzero(found.read).tolist() == [0, 2]
+    assert found.logits[[0, 1, 2], 1].tolist() == [3.0, 0.0, 5.0]
+    assert found.numbers()["frames"] == 2 and len(found.unreadable) == 1
+
+
+def test_logits_that_are_not_finite_give_no_number(split: TrafficSplit) -> None:
+    with pytest.raises(DataError, match=r"logits of 1 of \d+ frames are not finite"):
+        detect_anomalies(Scripted(), [scripted([0, 1], [3, 255], [1, 1])], split, device=torch.device("cpu"))  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from dsvid.errors import DataError
 from dsvid.metrics import ava_report
 from dsvid.metrics.ava import AvaScores
 from dsvid.pictures import bar_picture, save_png
-from dsvid.publish import publish_text
+from dsvid.publish import publish_json, publish_text
 
 
 def write_report(
@@ -25,7 +24,7 @@ def write_report(
         publish_text(folder / "inference" / "result.log", ava_report.result_log(scores, names))
         publish_text(folder / "classes.csv", ava_report.class_table(scores, names))
         save_png(bar_picture(bars, title=title), folder / "classes.png")
-        publish_text(folder / "result.json", json.dumps(content, indent=1) + "\n")
+        publish_json(folder / "result.json", content)
     except OSError as error:
         raise DataError(f"{folder} cannot be written", found=str(error), fix="--out another folder") from error
     return content

@@ -1,6 +1,6 @@
-"""Evaluation of action detection over ranks: scores of every box, gathered, and held against the ground truth.
+"""Action detection over ranks: scores of every box, gathered, and held against the ground truth. Knows no engine.
 
-Knows objectives, samples and metrics; knows no loop and no engine. Legend: K boxes of all samples, C classes.
+Legend: K boxes of all samples, C classes.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dsvid.data.ava import detection_rows
 from dsvid.data.ava_files import write_detections
 from dsvid.data.ava_split import AvaSplit
-from dsvid.detection_report import write_report
-from dsvid.errors import DataError
+from dsvid.evaluate.detect_report import write_report
+from dsvid.evaluate.ranks import Batch, add_up, largest, not_finite, run_batches, writing
 from dsvid.metrics import ava
 from dsvid.metrics.ava import AvaScores, BoxRows
 from dsvid.objectives import DetectObjective
@@ -74,54 +73,35 @@ class Detections:
         """
         truth = self.split.truth
         assert truth is not None and self.rows is not None, "rank 0 writes"
-        try:
+        with writing(folder):
             write_detections(folder / "inference" / "result.csv", truth.numbers.keys, self.rows)
-        except OSError as error:
-            raise DataError(f"{folder} cannot be written", found=str(error)) from error
         return write_report(folder, self.scores, self.split.names, {"unreadable": len(self.unreadable), **extra})
 
 
-@torch.no_grad()
 def detect(
-    objective: DetectObjective,
-    batches: Iterable[Mapping[str, Any]],
-    split: AvaSplit,
-    *,
-    protocol: str,
+    objective: DetectObjective, batches: Iterable[Batch], split: AvaSplit, *, protocol: str, ranks: Ranks,
     device: torch.device,
-) -> Detections:
+) -> Detections:  # fmt: skip
     """Run `objective` over this rank's `batches` and judge the boxes of all ranks. A collective.
 
-    Every rank must have the same number of batches, put together alike for any number of ranks: then the numbers are
-    those of one rank, to the last bit.
+    Batches must be put together alike for any number of ranks: then the numbers are those of one rank, to the last bit.
     """
     samples = split.samples
     table = torch.zeros(len(samples.boxes), samples.classes, device=device)
     read = torch.zeros(len(samples), device=device)
-    unreadable: list[dict[str, Any]] = []
-    short: set[tuple[int, str]] = set()
-    training = objective.training
-    objective.eval()
-    with one_thread(device):
-        for batch in batches:
-            on_device = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
-            scores = objective.scores(on_device, passes=_most(objective.sizes(on_device), device))
-            for place in batch["weight"].nonzero().flatten().tolist():  # 0: padding, or not readable
-                index = int(batch["index"][place])
+
+    def take(batch: dict[str, Tensor]) -> None:
+        scores = objective.scores(batch, passes=largest(objective.sizes(batch), device))
+        for place, (index, weight) in enumerate(zip(batch["index"].tolist(), batch["weight"].tolist(), strict=True)):
+            if weight:  # 0: padding, or not readable
                 first, last = int(samples.first[index]), int(samples.first[index + 1])
                 table[first:last] = scores[place, : last - first]
                 read[index] = 1
-            unreadable += batch.get("bad", [])
-            short.update(batch.get("short", []))
-    objective.train(training)
-    if _ranks() > 1:
-        dist.all_reduce(table)  # every row is 0 on all ranks but one
-        dist.all_reduce(read)
-        told: list[Any] = [None] * _ranks()
-        dist.all_gather_object(told, (unreadable, short))
-        unreadable = [record for each in told for record in each[0]]
-        short = set().union(*(each[1] for each in told))
 
+    with one_thread(device):
+        met = run_batches(objective, batches, device, take)
+    add_up(table)  # every row is 0 on all ranks but one
+    add_up(read)
     kept: list[BoxRows] = []
 
     def judged() -> AvaScores:
@@ -129,9 +109,8 @@ def detect(
         kept.append(rows)  # not shared: millions, and the other ranks have no use for them
         return found
 
-    ranks = Ranks(dist.get_rank() if _ranks() > 1 else 0, _ranks(), 0)
     found = on_first(ranks, device, "judging the boxes", judged)
-    return Detections(kept[0] if kept else None, split, found, len(samples), unreadable, sorted(short))
+    return Detections(kept[0] if kept else None, split, found, len(samples), met.unreadable, met.short)
 
 
 def judge(
@@ -146,11 +125,7 @@ def judge(
     sick = np.flatnonzero(~np.isfinite(table).all(axis=1) & np.repeat(read, np.diff(samples.first)))
     if len(sick):
         index = int(np.searchsorted(samples.first, sick[0], side="right")) - 1
-        raise DataError(
-            f"scores of {len(sick)} of {len(table)} boxes are not finite",
-            found=f"the first at {split.path(index)}",
-            fix="bf16 or fp32 instead of fp16, or weights that are whole",
-        )
+        raise not_finite(f"scores of {len(sick)} of {len(table)} boxes", split.path(index))
     parts = []
     for index in np.flatnonzero(read).tolist():
         part = slice(int(samples.first[index]), int(samples.first[index + 1]))
@@ -166,16 +141,3 @@ def judge(
         truth.rows, rows, list(split.names), ava.PROTOCOLS[protocol], listed=truth.listed, excluded=truth.excluded
     )
     return scores, rows
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _most(own: int, device: torch.device) -> int:
-    """The largest number of any rank. A collective."""
-    if _ranks() == 1:
-        return own
-    most = torch.tensor([own], device=device)
-    dist.all_reduce(most, op=dist.ReduceOp.MAX)
-    return int(most)

@@ -1,13 +1,12 @@
-"""Evaluation of traffic anomaly detection over ranks: a score for every judged frame, its measures, curves, tables.
+"""Traffic anomaly detection over ranks: a score for every judged frame, its measures, curves, tables. Knows no engine.
 
-Knows objectives, windows and metrics; knows no loop and no engine. Legend: n windows, each judged at its last frame.
+Legend: n windows, each judged at its last frame.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,17 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dsvid.data.traffic_split import TrafficSplit
-from dsvid.errors import DataError
+from dsvid.evaluate.ranks import Batch, add_up, not_finite, run_batches, writing
 from dsvid.metrics import anomaly as measures
-from dsvid.metrics.anomaly_groups import CATEGORIES, risk_of
+from dsvid.metrics.anomaly_groups import group_masks, risk_of
 from dsvid.objectives import AnomalyObjective
 from dsvid.pictures import curve_picture, save_png
-from dsvid.publish import publish_text
+from dsvid.publish import publish_json, publish_text
 from dsvid.runtime import one_thread
 
 COLUMNS = ("index", "clip", "filename", "logits_safe", "logits_risk", "label", "ttc")  # simple-tad's
@@ -86,17 +84,10 @@ class AnomalyResult:
         clip, _ = self.split.windows.index.targets(np.flatnonzero(self.read))
         ego = np.array([each.ego for each in self.split.clips])[clip]
         category = np.array([each.category for each in self.split.clips])[clip]
-        parts = {"total": np.ones(len(clip), dtype=bool), "ego": ego, "nonego": ~ego}
-        for code in CATEGORIES:
-            for name, part in (("all", parts["total"]), ("ego", ego), ("nonego", ~ego)):
-                parts[f"{code}/{name}"] = part & (category == code)
+        scores, labels = self.scores, self.labels
         return {
-            name: {
-                "clips": len(np.unique(clip[part])),
-                **_measured(self.scores[part], self.labels[part]),
-            }
-            for name, part in parts.items()
-            if part.any()
+            name: {"clips": len(np.unique(clip[part])), **_measured(scores[part], labels[part])}
+            for name, part in group_masks(ego, category).items()
         }
 
     def write(self, folder: Path, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,16 +97,14 @@ class AnomalyResult:
         """
         groups = self.groups()
         content = {**self.numbers(), **self.binned(), **extra, "groups": groups}
-        try:
+        flat = {name: value for name, value in content.items() if name != "groups"}
+        with writing(folder):
             publish_text(folder / "predictions.csv", self._predictions())
             publish_text(folder / "groups.csv", _group_table(groups))
-            flat = {name: value for name, value in content.items() if name != "groups"}
             publish_text(folder / "stats.txt", "".join(f"{name}: {value}\n" for name, value in flat.items()))
             for name, picture in self._pictures().items():
                 save_png(picture, folder / f"{name}.png")
-            publish_text(folder / "result.json", json.dumps(_plain(content), indent=1) + "\n")
-        except OSError as error:
-            raise DataError(f"{folder} cannot be written", found=str(error), fix="--out another folder") from error
+            publish_json(folder / "result.json", content)
         return content
 
     def _predictions(self) -> str:
@@ -152,33 +141,27 @@ class AnomalyResult:
         }  # fmt: skip
 
 
-@torch.no_grad()
 def detect_anomalies(
-    objective: AnomalyObjective, batches: Iterable[Mapping[str, Any]], split: TrafficSplit, *, device: torch.device
+    objective: AnomalyObjective, batches: Iterable[Batch], split: TrafficSplit, *, device: torch.device
 ) -> AnomalyResult:
-    """Run `objective` over this rank's `batches`; each window once over all ranks. A collective."""
+    """Run `objective` over this rank's `batches`; each window once over all ranks. A collective.
+
+    Raises DataError for logits that are not finite.
+    """
     table = torch.zeros(len(split), 3, dtype=torch.float64, device=device)  # logits, whether it was read
-    unreadable: list[dict[str, Any]] = []
-    short: set[tuple[int, str]] = set()
-    training = objective.training
-    objective.eval()
+
+    def take(batch: dict[str, Tensor]) -> None:
+        logits = objective.logits(batch).double()
+        rows = torch.cat([logits, torch.ones_like(logits[:, :1])], dim=1)
+        table.index_add_(0, batch["index"].long(), rows * batch["weight"].double()[:, None])
+
     with one_thread(device):
-        for batch in batches:
-            on_device = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
-            logits, weight = objective.logits(on_device).double(), on_device["weight"].double()
-            rows = torch.cat([logits, torch.ones_like(logits[:, :1])], dim=1) * weight[:, None]
-            table.index_add_(0, on_device["index"].long(), rows)
-            unreadable += batch.get("bad", [])
-            short.update(batch.get("short", []))
-    objective.train(training)
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(table)
-        told: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(told, (unreadable, short))
-        unreadable = [record for each in told for record in each[0]]
-        short = set().union(*(each[1] for each in told))
-    values = table.cpu().numpy()
-    return AnomalyResult(split, values[:, :2], values[:, 2] > 0, unreadable, sorted(short))
+        met = run_batches(objective, batches, device, take)
+    values = add_up(table).cpu().numpy()
+    sick = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(sick):
+        raise not_finite(f"logits of {len(sick)} of {len(values)} frames", split.path(int(sick[0])))
+    return AnomalyResult(split, values[:, :2], values[:, 2] > 0, met.unreadable, met.short)
 
 
 def _measured(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, Any]:
@@ -196,10 +179,3 @@ def _group_table(groups: Mapping[str, Mapping[str, Any]]) -> str:
         shown = ["" if isinstance(value, float) and math.isnan(value) else value for value in values.values()]
         writer.writerow((group, *shown))
     return out.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    """The same for JSON, whose numbers know no NaN."""
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

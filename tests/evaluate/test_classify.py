@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from dsvid.evaluate import evaluate, write_result
+from dsvid.errors import DataError
+from dsvid.evaluate.classify import evaluate
 from dsvid.metrics.classification import class_accuracy, confusion_matrix, topk_accuracy
 
 
@@ -36,9 +37,9 @@ def batch(votes: list[int], index: list[int], label: list[int], weight: list[flo
     }
 
 
-def run(batches: list[dict[str, object]], labels: list[int], views: int = 3):
+def run(batches: list[dict[str, object]], labels: list[int], views: int = 3, **files: object):
     device = torch.device("cpu")
-    return evaluate(Scripted(), batches, labels=np.array(labels), views=views, device=device)  # type: ignore[arg-type]
+    return evaluate(Scripted(), batches, labels=np.array(labels), views=views, device=device, **files)  # type: ignore
 
 
 def test_views_are_averaged_and_padding_is_ignored() -> None:
@@ -55,8 +56,9 @@ def test_views_are_averaged_and_padding_is_ignored() -> None:
 
 
 def test_an_unreadable_video_lowers_the_count_openly(tmp_path: Path) -> None:
-    result = run([batch([1, 0], [0, 1], [1, 0], [1, 0])], labels=[1, 2])
-    numbers = write_result(tmp_path, result, ["a", "b", "c"], ["p/0.mp4", "p/1.mp4"], extra={"split": "test"})
+    files = {"names": ["a", "b", "c"], "paths": ["p/0.mp4", "p/1.mp4"], "about": {"crops": 3}}
+    numbers = run([batch([1, 0], [0, 1], [1, 0], [1, 0])], labels=[1, 2], **files).write(tmp_path, {"split": "test"})
+    assert (numbers["split"], numbers["crops"]) == ("test", 3)
     assert (numbers["videos"], numbers["unreadable"], numbers["top1"]) == (1, 1, 100.0)
     assert json.loads((tmp_path / "result.json").read_text()) == numbers
     lines = (tmp_path / "predictions.csv").read_text().splitlines()
@@ -114,3 +116,14 @@ def test_topk_against_sorting_by_hand() -> None:
 def test_ties_go_to_the_lower_class_and_nothing_gives_nan() -> None:
     assert topk_accuracy(np.zeros((2, 3)), np.array([0, 2]), (1,)) == [50.0]
     assert np.isnan(topk_accuracy(np.zeros((0, 3)), np.zeros(0, dtype=int), (1,))[0])
+
+
+def test_scores_that_are_not_finite_give_no_number() -> None:
+    class Sick(Scripted):
+        def logits(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            return super().logits(batch) * torch.tensor([1.0, float("nan")])[batch["clip"][:, 0].long(), None]
+
+    votes = [batch([0, 1, 0], [0, 1, 2], [0, 1, 0], [1, 1, 1])]
+    device = torch.device("cpu")
+    with pytest.raises(DataError, match=r"scores of 1 of 3 videos are not finite[\s\S]*b.mp4"):
+        evaluate(Sick(), votes, labels=np.zeros(3, int), views=1, device=device, paths=["a.mp4", "b.mp4", "c.mp4"])  # type: ignore
