@@ -162,7 +162,11 @@ def model_spec(recipe: Recipe) -> ModelSpec:
         num_frames=recipe.data.num_frames,
         input_size=recipe.data.input_size,
         tubelet=model.tubelet,
+        dim=model.dim,
+        depth=model.depth,
         heads=model.heads,
+        patch=model.patch,
+        mlp_hidden=model.mlp_hidden,
         num_classes=model.num_classes,
         positions=model.positions,
         gelu=model.gelu,
@@ -175,6 +179,8 @@ def model_spec(recipe: Recipe) -> ModelSpec:
         decoder_dim=model.decoder_dim,
         decoder_depth=model.decoder_depth,
         decoder_heads=model.decoder_heads,
+        pool_heads=model.pool_heads,
+        pool_dim=model.pool_dim,
     )
 
 
@@ -240,6 +246,7 @@ def read_start(job: Job) -> Start | None:
             open_start(
                 Path(model.init).expanduser(), job.spec,
                 family=model.init_family, final_norm=model.final_norm, head_map=model.head_map,
+                fresh_decoder=model.fresh_decoder,
             )
         )  # fmt: skip
         log.info("weights   from %s\n          %s", model.init, "\n          ".join(start[0].report.lines()))

@@ -106,6 +106,41 @@ def curve_picture(
     return np.asarray(sheet)
 
 
+def risk_picture(
+    frames: NDArray[np.float64],
+    risk: NDArray[np.float64],
+    anomaly: NDArray[np.bool_],
+    *,
+    title: str,
+    threshold: float = 0.5,
+    width: int = 640,
+) -> Pixels:
+    """Risk [n] in [0, 1] of frames [n], ascending -> picture [h, w, 3]; behind it a band where `anomaly` holds."""
+    from PIL import Image, ImageDraw
+
+    left, top, high = 40, 22, 140
+    long = width - left - 12
+    first, last = float(frames[0]), float(frames[-1])
+    x = left + (frames - first) / max(last - first, 1) * long
+    y = top + (1 - np.clip(risk, 0, 1)) * high
+    sheet = Image.new("RGB", (width, top + high + 20), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((GAP, GAP), title, fill="black")
+    half = float(np.median(np.diff(x))) / 2 if len(x) > 1 else long / 2
+    for place in x[anomaly]:
+        draw.rectangle((max(left, place - half), top, min(left + long, place + half), top + high), fill="mistyrose")
+    for tick in (0.0, 0.5, 1.0):
+        draw.text((left - 26, top + (1 - tick) * high - 6), f"{tick:g}", fill="black")
+    cut = top + (1 - threshold) * high
+    draw.line([(left, cut), (left + long, cut)], fill="gray")
+    draw.line(list(zip(x.tolist(), y.tolist(), strict=True)), fill=(32, 81, 150), width=2)
+    draw.rectangle((left, top, left + long, top + high), outline="gray")
+    draw.text((left, top + high + 4), f"frame {first:g}", fill="black")
+    end = f"frame {last:g}"
+    draw.text((left + long - 6 * len(end), top + high + 4), end, fill="black")
+    return np.asarray(sheet)
+
+
 def save_png(picture: Pixels, path: Path) -> None:
     """Write a picture [h, w, 3]."""
     from PIL import Image

@@ -235,10 +235,13 @@ def _check_training(recipe: Recipe) -> None:
             expected="one of them: a probe freezes every block",
             fix="model.freeze_blocks=0",
         )
-    if (model.head_map or model.init_family != "auto") and not model.init:
+    if (model.head_map or model.init_family != "auto" or model.fresh_decoder) and not model.init:
         raise RecipeError(
-            "model.head_map and model.init_family describe model.init, which is empty", fix="model.init=WEIGHTS"
+            "model.head_map, init_family and fresh_decoder describe model.init, which is empty",
+            fix="model.init=WEIGHTS",
         )
+    if model.fresh_decoder and recipe.task != "pretrain":
+        raise RecipeError("model.fresh_decoder: only for pre-training", found=f"task={recipe.task}", fix="leave it out")
     for key, (low, high) in (
         ("crop_area", augment.crop_area),
         ("crop_aspect", augment.crop_aspect),
@@ -294,7 +297,7 @@ def _check_anomaly(recipe: Recipe) -> None:
     how = recipe.data.augment
     if how.mixes:
         raise RecipeError("data.augment.mixup and cutmix: not for task anomaly", fix="leave them out")
-    _check_unused(recipe, crop="center", view_fps=recipe.data.view_fps, augment=how, short_side=0)
+    _check_unused(recipe, crop="center", short_side=0, num_sample=recipe.data.num_sample)
 
 
 def _check_footage(recipe: Recipe) -> None:
@@ -315,9 +318,8 @@ def _check_footage(recipe: Recipe) -> None:
 def _check_unused(recipe: Recipe, **needed: Any) -> None:
     """Raise RecipeError for a key that the task's data would not look at."""
     data, views = recipe.data, EvalConfig()
-    rows = [(f"data.{key}", getattr(data, key), value) for key, value in needed.items()]
-    rows += [("data.num_sample", data.num_sample, 1), ("data.sampling", data.sampling, "stride")]
-    rows += [("data.cache_mb", data.cache_mb, 0)]
+    expected_data = {"num_sample": 1, "sampling": "stride", "cache_mb": 0, **needed}
+    rows = [(f"data.{key}", getattr(data, key), value) for key, value in expected_data.items()]
     rows += [(f"eval.{key}", getattr(recipe.eval, key), getattr(views, key)) for key in ("segments", "crops", "merge")]
     for key, value, expected in rows:
         if value != expected:

@@ -32,12 +32,19 @@ class ModelConfig(Section):
         "family", description="what becomes of the norm behind the encoder of a pre-training file (docs/checkpoints.md)"
     )
     head_map: str = Field("", description="file: for each class, the class of model.init's head it starts from")
+    fresh_decoder: bool = Field(
+        False, description="pretrain: of model.init the encoder alone; it may be a file of any task and family"
+    )
     freeze_blocks: int = Field(
         0, ge=0, description="the patch embedding and the first n blocks, save their norms, rest"
     )
     linear_probe: bool = Field(False, description="train the head alone")
     num_classes: int = Field(0, ge=0)
-    heads: int = Field(0, ge=0, description="attention heads; 0 = the architecture's own")
+    dim: int = Field(0, ge=0, description="width; 0 = the architecture's own, as in the next four")
+    depth: int = Field(0, ge=0, description="blocks")
+    heads: int = Field(0, ge=0, description="attention heads")
+    patch: int = Field(0, ge=0, description="pixels of a patch's side")
+    mlp_hidden: int = Field(0, ge=0, description="width within an MLP")
     tubelet: int = Field(2, ge=1)
     positions: Literal["sincos_flat", "sincos_separable", "sincos_umt", "learned", "learned_separate"] = "sincos_flat"
     gelu: Literal["erf", "tanh"] = "erf"
@@ -49,6 +56,8 @@ class ModelConfig(Section):
     decoder_dim: int = Field(0, ge=0, description="0 = the size's own")
     decoder_depth: int = Field(0, ge=0, description="0 = the size's own")
     decoder_heads: int = Field(0, ge=0, description="0 = the size's own")
+    pool_heads: int = Field(16, ge=1, description="attention heads of InternVideo2's pooling")
+    pool_dim: int = Field(768, ge=1, description="width of InternVideo2's pooled features")
     compile: bool = False
 
 

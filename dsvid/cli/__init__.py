@@ -25,7 +25,10 @@ COMMANDS = {
     "consolidate": ("consolidate", "ZeRO shards of a run or checkpoint -> one fp32 weight folder"),
     "ava": ("ava", "AVA's files: json from the csv, person boxes from a csv, a small generated set"),
     "traffic": ("traffic", "traffic data: split lists, zips of frames, their check, footage, a small generated set"),
-    "metrics": ("metrics", "metrics from files alone: views (one line per view of a video), ava (boxes with actions)"),
+    "metrics": (
+        "metrics",
+        "metrics from files alone: views of videos, ava (boxes with actions), anomaly (risk of frames)",
+    ),
     "bench": (
         "bench",
         "benchmarks: mask (the tube op), step (forward, backward), load (memory), checkpoint (disk), ava",

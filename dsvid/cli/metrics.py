@@ -1,4 +1,4 @@
-"""`dsvid metrics`: numbers from files alone. `views FILES…` is here, `ava` in `metrics_ava`."""
+"""`dsvid metrics`: numbers from files alone. `views FILES…` is here, the others have files of their own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dsvid.cli import metrics_ava
+from dsvid.cli import metrics_anomaly, metrics_ava
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,14 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         allow_abbrev=False,
     )
     metrics_ava.add_arguments(ava)
+    anomaly = kinds.add_parser(
+        "anomaly",
+        help="AUROC, AP and MCC of frames, per category, with curves per clip",
+        description="Measure the predictions of an evaluation of traffic anomaly detection, dsvid's or simple-tad's.",
+        allow_abbrev=False,
+    )
+    metrics_anomaly.add_arguments(anomaly)
 
 
 def run(args: argparse.Namespace) -> None:
     """The metric that was asked for."""
-    if args.metric == "ava":
-        metrics_ava.run(args)
-    else:
-        _run_views(args)
+    {"views": _run_views, "ava": metrics_ava.run, "anomaly": metrics_anomaly.run}[args.metric](args)
 
 
 def _run_views(args: argparse.Namespace) -> None:

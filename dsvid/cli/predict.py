@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".json", ".png", ".mp4")
 TOP = {"classify": 5, "detect": 3}
 THRESHOLD = {"detect": 0.1, "anomaly": 0.5}
+PERSON_SCORE = 0.8  # as in AVA's evaluation
 EPILOG = """\
 box files (--boxes), coordinates of the upright frame:
   csv   second,x1,y1,x2,y2[,score]   shares of the frame, 0 to 1; x1,y1 is the upper left corner. A header line,
@@ -61,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threshold", type=float, default=None, metavar="P",
                         help="actions of a person below it are not shown, save the best (default: 0.1); "
                         "a risk at or above it is an alarm (default: 0.5)")  # fmt: skip
-    parser.add_argument("--person-score", type=float, default=0.8, metavar="P",
+    parser.add_argument("--person-score", type=float, default=None, metavar="P",
                         help="boxes below it are left out (default: 0.8, as in AVA's evaluation)")  # fmt: skip
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--sampling-rate", type=int, default=None, metavar="R",
@@ -124,7 +125,7 @@ def predict(args: argparse.Namespace, stream: VideoStream, predictor: Predictor,
         every_s=args.every or 0.0,
         top=args.top or TOP.get(predictor.task, 0),
         threshold=THRESHOLD.get(predictor.task, 0.0) if args.threshold is None else args.threshold,
-        person_score=args.person_score,
+        person_score=PERSON_SCORE if args.person_score is None else args.person_score,
         batch=args.batch,
         sampling_rate=args.sampling_rate,
         view_fps=args.view_fps,
@@ -206,5 +207,10 @@ def _check_for(args: argparse.Namespace, task: str) -> None:
             "--boxes is for weights of detection", found=f"weights of task {task}",
             fix="leave it out; --task detect for weights of AVA that do not say so",
         )  # fmt: skip
-    if args.top is not None and task == "anomaly":
-        raise RecipeError("--top is for classes and actions", found="weights of task anomaly", fix="leave it out")
+    for value, option, tasks, what in (
+        (args.top, "--top", ("classify", "detect"), "classes and actions"),
+        (args.threshold, "--threshold", ("detect", "anomaly"), "actions and risk"),
+        (args.person_score, "--person-score", ("detect",), "people's boxes"),
+    ):
+        if value is not None and task not in tasks:
+            raise RecipeError(f"{option} is for {what}", found=f"weights of task {task}", fix="leave it out")

@@ -26,7 +26,7 @@ from dsvid.errors import DataError
 from dsvid.publish import publish_file, publish_text
 
 SIZE = 64  # pixels, both sides
-TENTHS = (36, 48)  # length of a clip in tenths of a second
+TENTHS = (44, 56)  # length of a clip in tenths of a second
 SPLITS = ("train", "val")
 LANE, DASH = 16, 16  # pixels from lane mark to lane mark, from dash to dash: both divide SIZE
 LAYOUTS = {"dota": DOTA_FPS, "dada": DADA_FPS}
@@ -93,11 +93,11 @@ def draw_drive(seed: int, split: str, number: int, fps: int = DOTA_FPS) -> Drive
     tick = 10 / fps
     frames = round(int(rng.integers(*TENTHS, endpoint=True)) / tick)
     inside = _draw_interval(rng, frames, tick) & (number % 2 == 1)
-    speed = rng.uniform(1.8, 2.8)
+    speed = rng.uniform(2.2, 3.2)
     own_forward, own_side = np.full(frames, speed), _lane_changes(rng, frames, tick)
     cars = []
-    for place in range(int(rng.integers(2, 5))):
-        forward, side = np.full(frames, speed + rng.uniform(-0.5, 0.5)), _lane_changes(rng, frames, tick)
+    for place in range(int(rng.integers(2, 4))):
+        forward, side = np.full(frames, speed + rng.uniform(-0.4, 0.4)), _lane_changes(rng, frames, tick)
         if place == 0 and not ego:
             forward, side = _misbehave(rng, deed, inside, forward, side, tick)
         cars.append((forward, side))
@@ -112,8 +112,8 @@ def draw_drive(seed: int, split: str, number: int, fps: int = DOTA_FPS) -> Drive
             Car(
                 x=_travel(rng, side - own_side, tick),
                 y=_travel(rng, own_forward - forward, tick),
-                width=rng.uniform(9, 12),
-                length=rng.uniform(13, 18),
+                width=rng.uniform(12, 15),
+                length=rng.uniform(18, 23),
                 look=int(rng.integers(1 << 30)),
             )
             for forward, side in cars
@@ -126,18 +126,18 @@ def draw_drive(seed: int, split: str, number: int, fps: int = DOTA_FPS) -> Drive
 
 
 def _draw_interval(rng: np.random.Generator, frames: int, tick: float) -> NDArray[np.bool_]:
-    start = int(rng.uniform(0.25, 0.65) * frames)
-    length = round(int(rng.integers(8, 15)) / tick)
+    start = int(rng.uniform(0.25, 0.5) * frames)
+    length = round(int(rng.integers(14, 23)) / tick)
     time = np.arange(frames)
     return (time >= start) & (time < start + length)
 
 
 def _lane_changes(rng: np.random.Generator, frames: int, tick: float) -> Array:
-    """Slow sideways speed [T], at 0.4 to 0.8 pixels in a tenth of a second, half of the time."""
+    """Slow sideways speed [T], at 0.3 to 0.6 pixels in a tenth of a second, half of the time."""
     time, side, at = np.arange(frames) * tick, np.zeros(frames), rng.uniform(-20, 10)
     while at < frames * tick:
         last = at + rng.uniform(12, 24)
-        side[(time >= at) & (time < last)] = rng.choice([-1, 1]) * rng.uniform(0.4, 0.8)
+        side[(time >= at) & (time < last)] = rng.choice([-1, 1]) * rng.uniform(0.3, 0.6)
         at = last + rng.uniform(6, 30)
     return side
 
@@ -146,9 +146,9 @@ def _misbehave(
     rng: np.random.Generator, deed: str, inside: NDArray[np.bool_], forward: Array, side: Array, tick: float
 ) -> tuple[Array, Array]:
     """(forward, sideways) speeds [T] with the deed in them where `inside`."""
-    swerve = rng.choice([-1, 1]) * rng.uniform(2.4, 3.4)
+    swerve = rng.choice([-1, 1]) * rng.uniform(3.0, 4.0)
     # back again after a while: a swerve to one side for a second would be a new lane
-    turned = np.cumsum(inside) * tick > rng.uniform(4, 8)
+    turned = np.cumsum(inside) * tick > rng.uniform(7, 12)
     if deed == "stop":
         return np.where(inside, 0.0, forward), np.where(inside, 0.0, side)
     return forward, np.where(inside, np.where(turned, -swerve, swerve), side)
@@ -167,7 +167,7 @@ def render(seed: int, split: str, number: int, drive: Drive) -> NDArray[np.uint8
     """All frames of a drive, uint8 [T, SIZE, SIZE, 3]."""
     rng = np.random.default_rng((seed, SPLITS.index(split), number, 1))
     pictures = _shift(_paint_road(rng), drive.road_x, drive.road_y)
-    for car in drive.cars:
+    for car in reversed(drive.cars):  # the first one, which may misbehave, is not hidden by another
         _paint_car(pictures, car)
     pictures *= np.float32(0.45 if drive.night else 1.0)
     pictures += rng.normal(scale=2, size=(len(pictures), 1, 1, 1)).astype(np.float32)
@@ -202,7 +202,7 @@ def _paint_car(pictures: Array32, car: Car) -> None:
     rng = np.random.default_rng(car.look)
     body, stripe = rng.uniform(20, 240, size=(2, 3)).astype(np.float32)
     waves, phase = rng.uniform(1.5, 3), rng.uniform(0, 6)
-    columns, rows = np.arange(-8, 9), np.arange(-11, 12)  # farther from the centre than half of any car
+    columns, rows = np.arange(-9, 10), np.arange(-13, 14)  # farther from the centre than half of any car
     for picture, x, y in zip(pictures, car.x, car.y, strict=True):
         u = (columns + round(x) - x).astype(np.float32)[None, :]
         v = (rows + round(y) - y).astype(np.float32)[:, None]

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsvid.data.traffic_split import TrafficSplit
-from dsvid.evaluate.ranks import Batch, add_up, not_finite, run_batches, writing
-from dsvid.metrics import anomaly as measures
+from dsvid.evaluate.anomaly_report import binned, measured, write_report
+from dsvid.evaluate.files import writing
+from dsvid.evaluate.ranks import Batch, add_up, not_finite, run_batches
 from dsvid.metrics.anomaly_groups import group_masks, risk_of
 from dsvid.objectives import AnomalyObjective
-from dsvid.pictures import curve_picture, save_png
-from dsvid.publish import publish_json, publish_text
+from dsvid.publish import publish_text
 from dsvid.runtime import one_thread
 
 COLUMNS = ("index", "clip", "filename", "logits_safe", "logits_risk", "label", "ttc")  # simple-tad's
@@ -58,17 +57,9 @@ class AnomalyResult:
     def numbers(self) -> dict[str, Any]:
         """auroc, ap, auc_mcc and the others, as shares of 1; exact, over all frames that were read."""
         return {
-            **_measured(self.scores, self.labels), "anomalies": int(self.labels.sum()), "clips": len(self.split.clips),
+            **measured(self.scores, self.labels), "anomalies": int(self.labels.sum()), "clips": len(self.split.clips),
             "unreadable": int((~self.read).sum()),
         }  # fmt: skip
-
-    def binned(self) -> dict[str, float]:
-        """AUROC and AP over 101 fixed thresholds, as simple-tad prints them."""
-        counts = measures.count_at(self.scores.astype(np.float32), self.labels)
-        return {
-            "auroc_binned": measures.binned_roc_area(counts),
-            "ap_binned": measures.binned_average_precision(counts),
-        }
 
     def line(self) -> str:
         """The result in a line."""
@@ -86,7 +77,7 @@ class AnomalyResult:
         category = np.array([each.category for each in self.split.clips])[clip]
         scores, labels = self.scores, self.labels
         return {
-            name: {"clips": len(np.unique(clip[part])), **_measured(scores[part], labels[part])}
+            name: {"clips": len(np.unique(clip[part])), **measured(scores[part], labels[part])}
             for name, part in group_masks(ego, category).items()
         }
 
@@ -95,17 +86,10 @@ class AnomalyResult:
 
         Returns what result.json holds. Raises DataError where a file cannot be written.
         """
-        groups = self.groups()
-        content = {**self.numbers(), **self.binned(), **extra, "groups": groups}
-        flat = {name: value for name, value in content.items() if name != "groups"}
         with writing(folder):
             publish_text(folder / "predictions.csv", self._predictions())
-            publish_text(folder / "groups.csv", _group_table(groups))
-            publish_text(folder / "stats.txt", "".join(f"{name}: {value}\n" for name, value in flat.items()))
-            for name, picture in self._pictures().items():
-                save_png(picture, folder / f"{name}.png")
-            publish_json(folder / "result.json", content)
-        return content
+        numbers = {**self.numbers(), **binned(self.scores, self.labels), **extra}
+        return write_report(folder, self.scores, self.labels, numbers, self.groups())
 
     def _predictions(self) -> str:
         out = io.StringIO()
@@ -121,24 +105,6 @@ class AnomalyResult:
                 row = (number, clip.name, name, f"{safe:.6f}", f"{risk:.6f}", int(found.label[place]))
                 writer.writerow((*row, f"{found.ttc_s[place]:g}"))
         return out.getvalue()
-
-    def _pictures(self) -> dict[str, NDArray[np.uint8]]:
-        found, cuts = self.numbers(), np.linspace(0, 1, 501)
-        counts = measures.count_at(self.scores, self.labels, cuts)
-        called = counts.tp + counts.fp > 0
-        return {
-            "roc": curve_picture(
-                {f"AUROC {found['auroc']:.4f}": (np.append(1, counts.false_alarms), np.append(1, counts.recall))},
-                title="ROC", axes=("false alarms", "recall"),
-            ),
-            "pr": curve_picture(
-                {f"AP {found['ap']:.4f}": (counts.recall[called], counts.precision[called])},
-                title="precision and recall", axes=("recall", "precision"),
-            ),
-            "mcc": curve_picture(
-                {f"MCC, area {found['auc_mcc']:.4f}": (cuts, counts.mcc)}, title="MCC", axes=("threshold", "MCC")
-            ),
-        }  # fmt: skip
 
 
 def detect_anomalies(
@@ -162,20 +128,3 @@ def detect_anomalies(
     if len(sick):
         raise not_finite(f"logits of {len(sick)} of {len(values)} frames", split.path(int(sick[0])))
     return AnomalyResult(split, values[:, :2], values[:, 2] > 0, met.unreadable, met.short)
-
-
-def _measured(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, Any]:
-    """The measures by the names of metrics.jsonl."""
-    found = asdict(measures.anomaly_scores(scores, labels))
-    return {**{name: value for name, value in found.items() if name != "mcc_auc"}, "auc_mcc": found["mcc_auc"]}
-
-
-def _group_table(groups: Mapping[str, Mapping[str, Any]]) -> str:
-    out = io.StringIO()
-    names = list(next(iter(groups.values())))
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("group", *names))
-    for group, values in groups.items():
-        shown = ["" if isinstance(value, float) and math.isnan(value) else value for value in values.values()]
-        writer.writerow((group, *shown))
-    return out.getvalue()

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dsvid.evaluate.ranks import Batch, add_up, not_finite, run_batches, writing
+from dsvid.evaluate.files import writing
+from dsvid.evaluate.ranks import Batch, add_up, not_finite, run_batches
 from dsvid.metrics.classification import class_accuracy, confusion_matrix, topk_accuracy
 from dsvid.objectives import ClassifyObjective
 from dsvid.pictures import confusion_picture, save_png

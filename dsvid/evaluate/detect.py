@@ -19,7 +19,8 @@ from dsvid.data.ava import detection_rows
 from dsvid.data.ava_files import write_detections
 from dsvid.data.ava_split import AvaSplit
 from dsvid.evaluate.detect_report import write_report
-from dsvid.evaluate.ranks import Batch, add_up, largest, not_finite, run_batches, writing
+from dsvid.evaluate.files import writing
+from dsvid.evaluate.ranks import Batch, add_up, largest, not_finite, run_batches
 from dsvid.metrics import ava
 from dsvid.metrics.ava import AvaScores, BoxRows
 from dsvid.objectives import DetectObjective

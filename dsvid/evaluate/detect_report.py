@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsvid.errors import DataError
+from dsvid.evaluate.files import writing
 from dsvid.metrics import ava_report
 from dsvid.metrics.ava import AvaScores
 from dsvid.pictures import bar_picture, save_png
@@ -20,11 +20,9 @@ def write_report(
     bars = {names[int(label)]: float(ap) for label, ap in zip(scores.classes, scores.ap, strict=True)}
     title = f"AP in percent, {scores.protocol.name} protocol; mean {100 * scores.mean:.2f}"
     content = {**ava_report.result_json(scores, names), **(extra or {})}
-    try:
+    with writing(folder):
         publish_text(folder / "inference" / "result.log", ava_report.result_log(scores, names))
         publish_text(folder / "classes.csv", ava_report.class_table(scores, names))
         save_png(bar_picture(bars, title=title), folder / "classes.png")
         publish_json(folder / "result.json", content)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be written", found=str(error), fix="--out another folder") from error
     return content

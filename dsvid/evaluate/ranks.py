@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,12 +78,3 @@ def not_finite(what: str, where: str) -> DataError:
         f"{what} are not finite", found=f"the first at {where}",
         fix="bf16 or fp32 instead of fp16, or weights that are whole",
     )  # fmt: skip
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Errors of the file system become a DataError that names the folder."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{folder} cannot be written", found=str(error), fix="--out another folder") from error

@@ -22,6 +22,16 @@ Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
+class Predictions:
+    """A `predictions.csv`: clip, frame name, score and label [n], in the order of the file."""
+
+    clip: NDArray[np.str_]
+    frame: NDArray[np.str_]
+    score: NDArray[np.float64]
+    label: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class JoinedFrames:
     """Frames that have an annotation: clip, score and label [n], the annotation's columns [n], share left out."""
 
@@ -45,16 +55,36 @@ class GroupScores:
     scores: AnomalyScores
 
 
+def read_predictions(path: Path) -> Predictions:
+    """Read the file that dsvid's evaluation of task anomaly, or simple-tad's, writes.
+
+    Raises DataError for a file without frames, for logits that are no numbers, and for labels other than 0 and 1.
+    """
+    rows = _read(path, ("clip", "filename", "logits_safe", "logits_risk", "label"))
+    if not rows["clip"]:
+        raise DataError(f"{path}: no frame", expected="a row for each judged frame")
+    logits = np.array([_numbers(rows[column], path, column) for column in ("logits_safe", "logits_risk")]).T
+    labels = _numbers(rows["label"], path, "label")
+    for column, wrong in (("logits", ~np.isfinite(logits).all(axis=1)), ("label", ~np.isin(labels, (0, 1)))):
+        if wrong.any():
+            place = int(np.argmax(wrong))
+            raise DataError(
+                f"{path}:{place + 2}: {column}", found=labels[place] if column == "label" else logits[place],
+                expected="0 or 1" if column == "label" else "two finite numbers",
+            )  # fmt: skip
+    return Predictions(np.array(rows["clip"]), np.array(rows["filename"]), risk_of(logits), labels.astype(np.int64))
+
+
 def join_annotations(predictions: Path, annotations: Path, *, max_unmatched: float = 0.3) -> JoinedFrames:
     """Join by clip and frame name. Frames without an annotation are left out; too many are a DataError."""
-    rows = _read(predictions, ("clip", "filename", "logits_safe", "logits_risk", "label"))
+    rows = read_predictions(predictions)
     known = _read(annotations, ("clip", "filename", "ego", "night"))
     places = {key: place for place, key in enumerate(zip(known["clip"], known["filename"], strict=True))}
     suffix = Path(known["filename"][0]).suffix if known["filename"] else ".jpg"
-    names = [_frame_name(name, suffix) for name in rows["filename"]]
-    found = np.array([places.get(key, -1) for key in zip(rows["clip"], names, strict=True)], dtype=np.int64)
+    names = [_frame_name(name, suffix) for name in rows.frame.tolist()]
+    found = np.array([places.get(key, -1) for key in zip(rows.clip.tolist(), names, strict=True)], dtype=np.int64)
     kept = found >= 0
-    unmatched = 1.0 - float(kept.mean()) if len(kept) else 1.0
+    unmatched = 1.0 - float(kept.mean())
     if unmatched >= max_unmatched and unmatched > 0:
         raise DataError(
             f"{predictions}: frames without a row in {annotations}",
@@ -62,11 +92,10 @@ def join_annotations(predictions: Path, annotations: Path, *, max_unmatched: flo
             expected=f"less than {max_unmatched:.0%}",
             fix="check that both are of the same data set and split",
         )
-    logits = np.array([_numbers(rows[column], predictions, column) for column in ("logits_safe", "logits_risk")]).T
     return JoinedFrames(
-        clip=np.array(rows["clip"])[kept],
-        score=risk_of(logits)[kept],
-        label=_numbers(rows["label"], predictions, "label").astype(np.int64)[kept],
+        clip=rows.clip[kept],
+        score=rows.score[kept],
+        label=rows.label[kept],
         columns={name: np.array(values)[found[kept]] for name, values in known.items()},
         unmatched=unmatched,
     )
@@ -90,8 +119,13 @@ def group_scores(frames: JoinedFrames, where: Flags | None = None) -> GroupScore
 def clip_groups(frames: JoinedFrames) -> dict[str, GroupScores]:
     """DoTA's table: total, ego, non-ego, and each category that occurs as CODE/all, CODE/ego, CODE/nonego.
 
-    Ego and category are those of the whole clip; a group without frames is left out.
+    Ego and category are those of the whole clip; a group without frames is left out. An annotation file of frames only,
+    as simple-tad's of DADA-2000, gives total, ego and non-ego.
     """
+    if not {"clip_lvl_ego", "clip_lvl_cat"} <= set(frames.columns):
+        ego = ego_clips(frames)
+        parts = {"total": np.ones(len(ego), dtype=bool), "ego": ego, "nonego": ~ego}
+        return {name: group_scores(frames, where) for name, where in parts.items() if where.any()}
     groups = group_masks(frames.flag("clip_lvl_ego"), frames.columns["clip_lvl_cat"])
     return {name: group_scores(frames, where) for name, where in groups.items()}
 

@@ -134,7 +134,8 @@ def encoder_size(arch: str) -> EncoderSize:
 
 def decoder_size(arch: str, flavour: Flavour) -> DecoderSize:
     """The released decoder of `arch` in VideoMAE (all tokens) or VideoMAE V2 (dual masking)."""
-    encoder_size(arch)
+    if arch != CUSTOM_INTERNVIDEO2:
+        encoder_size(arch)
     if arch not in _DECODERS:
         raise RecipeError(
             f"model.arch={arch} has no decoder: it cannot be pre-trained as an autoencoder",

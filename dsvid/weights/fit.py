@@ -23,6 +23,8 @@ FinalNormPolicy = Literal["family", "simple_tad", "ava"]
 FINAL_NORM_POLICIES = ("family", "simple_tad", "ava")
 # What a file need not hold: it starts fresh, and is reported.
 _FRESH = ("fc_norm.", "norm.", "head.")
+# What an autoencoder starts from random values with `fresh_decoder`, and the norm where a classifier's file has none.
+_DECODER = ("decoder.", "encoder_to_decoder.", "mask_token")
 # A block that the model has no place for: it is deeper in the file, or has parts that are not computed here.
 _BLOCK = re.compile(r"(?:encoder\.|decoder\.)?blocks\.\d+\.")
 _TABLES = ("pos_embed", "pos_embed_spatial", "pos_embed_temporal")
@@ -66,15 +68,18 @@ def fit_shapes(
     grid: TubeletGrid | None = None,
     final_norm: FinalNormPolicy = "family",
     head_map: Path | str = "",
+    fresh_decoder: bool = False,
     why: str = "",
 ) -> Fitted:
     """The tensors of `contents` for a model with parameters `shapes`.
 
-    `task` "pretrain" wants encoder and decoder, every other one the encoder and a head of the model's size. `grid` is
-    the model's: stored tables are resized to it. Raises CheckpointError for a missing parameter or another shape.
+    `task` "pretrain" wants encoder and decoder, with `fresh_decoder` the encoder alone; every other one the encoder and
+    a head of the model's size. `grid` is the model's: stored tables are resized to it. Raises CheckpointError for a missing parameter or another shape.
     """
     fitting = _Fitting(contents, family, shapes, grid, final_norm, Path(head_map) if head_map else None, why)
-    return fitting.autoencoder() if task == "pretrain" else fitting.encoder()
+    if task != "pretrain":
+        return fitting.encoder()
+    return fitting.encoder_alone() if fresh_decoder else fitting.autoencoder()
 
 
 class _Fitting:
@@ -117,6 +122,23 @@ class _Fitting:
                 # The families drop decoders; here a block of one is judged as one of the encoder is.
                 self.leave(name.removeprefix("decoder.") if _BLOCK.match(name) else name, entry)
         self.require(())
+        return self.fitted
+
+    def encoder_alone(self) -> Fitted:
+        """The encoder of an autoencoder, from a file of any kind; its decoder starts from random values."""
+        for name, entry in self.contents.entries.items():
+            own = f"encoder.{self.bare(name)}"
+            if name.startswith(_DECODER):
+                self.drop(entry, "fresh_decoder: the decoder starts from random values")
+            elif own == "encoder.patch_embed.proj.weight":
+                self.kernel(own, entry)
+            elif own in self.shapes:
+                self.take(own, entry)
+            elif own.startswith(("encoder.fc_norm.", "encoder.head.")):
+                self.drop(entry, "an autoencoder has no classifier")
+            else:
+                self.leave(name, entry)
+        self.require((*_DECODER, "encoder.norm."))
         return self.fitted
 
     def encoder(self) -> Fitted:
@@ -257,6 +279,7 @@ class _Fitting:
             found=f"no {', '.join(lacking[:4])}; the file has {', '.join(others[:3]) or 'nothing else'}",
             expected=f"a file of {self.family.name} of the same depth"
             + ("" if optional else ", with its decoder: pre-training weights"),
+            fix=None if optional else "model.fresh_decoder=true, for a file of an encoder",
         )
 
     def refuse_stray(self) -> None:

@@ -67,10 +67,17 @@ class Start:
 
 
 def open_start(
-    path: Path, spec: ModelSpec, *, family: str = "auto", final_norm: str = "family", head_map: str = ""
+    path: Path,
+    spec: ModelSpec,
+    *,
+    family: str = "auto",
+    final_norm: str = "family",
+    head_map: str = "",
+    fresh_decoder: bool = False,
 ) -> Start:
     """The weights of `path` for the model of `spec`, every shape and every value checked, none kept in memory.
 
+    `fresh_decoder`: of an autoencoder, only the encoder is taken, from a file with or without a decoder.
     Raises CheckpointError where a tensor is missing, of another shape, not finite, or has no known use.
     """
     policy = _policy(final_norm)
@@ -78,7 +85,7 @@ def open_start(
     chosen, why = choose_family(file, family)
     contents = chosen.open(file, cls_token=spec.cls_token)
     _check_positions(contents, chosen, spec)
-    fitted = _fit(contents, chosen, spec, policy, head_map, why)
+    fitted = _fit(contents, chosen, spec, policy, head_map, why, fresh_decoder)
     _check_stated(chosen.states(contents), fitted, spec)
     unexpected = fitted.report.unexpected
     if unexpected:
@@ -114,7 +121,7 @@ def _check_stated(stated: Facts, fitted: Fitted, spec: ModelSpec) -> None:
     """
     path = fitted.contents.file.path
     ours: Facts = {"heads": spec.encoder_size.heads, "gelu": spec.gelu}
-    if spec.task == "pretrain":
+    if spec.task == "pretrain" and "mask_token" in fitted.entries:
         ours["decoder_heads"] = spec.decoder_size.heads
     if spec.internvideo2:
         ours["pool_heads"] = spec.pool_heads
@@ -178,13 +185,27 @@ def _policy(name: str) -> FinalNormPolicy:
 
 
 def _fit(
-    contents: Contents, family: Family, spec: ModelSpec, policy: FinalNormPolicy, head_map: str, why: str
+    contents: Contents,
+    family: Family,
+    spec: ModelSpec,
+    policy: FinalNormPolicy,
+    head_map: str,
+    why: str,
+    fresh_decoder: bool = False,
 ) -> Fitted:
     with torch.device("meta"):
         model = build_model(spec, seed=None)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     return fit_shapes(
-        contents, family, shapes, task=spec.task, grid=spec.grid, final_norm=policy, head_map=head_map, why=why
+        contents,
+        family,
+        shapes,
+        task=spec.task,
+        grid=spec.grid,
+        final_norm=policy,
+        head_map=head_map,
+        fresh_decoder=fresh_decoder,
+        why=why,
     )
 
 

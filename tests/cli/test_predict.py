@@ -209,6 +209,9 @@ def test_without_an_output_people_are_listed(
         ("{d}/v.mp4 --weights {d}/risk --threshold nan", "--threshold"),
         ("{d}/v.mp4 --weights {d}/risk --boxes {d}/b.csv", "--boxes is for weights of detection"),
         ("{d}/v.mp4 --weights {d}/risk --top 2", "--top is for classes"),
+        ("{d}/v.mp4 --weights {d}/risk --person-score 0.5", "--person-score is for people"),
+        ("{d}/v.mp4 --weights {d}/classify --person-score 0.5", "--person-score is for people"),
+        ("{d}/v.mp4 --weights {d}/classify --threshold 0.5", "--threshold is for actions"),
     ],
 )  # fmt: skip
 def test_mistakes_end_with_2_and_say_what_to_do(

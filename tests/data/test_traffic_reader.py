@@ -10,6 +10,7 @@ import torch
 
 from dsvid.data import traffic_generated
 from dsvid.data.augment import squash
+from dsvid.data.loader import TrainLoader
 from dsvid.data.traffic import read_frames
 from dsvid.data.traffic_reader import TrafficReader
 from dsvid.data.traffic_split import TrafficSplit, open_traffic
@@ -100,3 +101,13 @@ def test_a_zip_that_is_gone_is_named(tmp_path: Path) -> None:
     (tmp_path / "frames" / "generated-train_000000" / "images.zip").unlink()
     with pytest.raises(DataError, match=r"generated-train_000000/images\.zip: no such file"):
         own.frames(0, (1, 0))
+
+
+def test_a_window_comes_twice_in_a_row_and_looks_different(drives: Path) -> None:
+    """data.num_sample 2, as simple-tad's jobs on half of the clips have it."""
+    own = reader(drives, augment=AugmentConfig(erase_prob=1.0), num_sample=2, num_workers=0)
+    batch = next(iter(TrainLoader(own.config, seed=0, batch_total=8, batch_micro=8, reader=own)))
+    first, second = batch["index"][::2], batch["index"][1::2]
+    assert torch.equal(first, second) and len(set(first.tolist())) == 4
+    assert torch.equal(batch["label"][::2], batch["label"][1::2])
+    assert all(not torch.equal(batch["clip"][place], batch["clip"][place + 1]) for place in (0, 2, 4, 6))

@@ -239,6 +239,8 @@ def test_a_custom_architecture_needs_every_size() -> None:
         _ = replace(VIT, task="pretrain", decoder_dim=16, decoder_depth=1).decoder_size
     with pytest.raises(RecipeError, match="no decoder"):
         _ = ModelSpec("pretrain", "internvideo2_base", 8, 224).decoder_size
+    with pytest.raises(RecipeError, match="no decoder"):
+        _ = ModelSpec("pretrain", "internvideo2_custom", 8, 28).decoder_size
     with pytest.raises(RecipeError, match="task=segment"):
         replace(VIT, task="segment")
 

@@ -105,6 +105,41 @@ def test_other_positions_do_not_load_in_silence(folder: Path, tmp_path: Path) ->
     assert open_start(tmp_path / "f.pth", CLASSIFY, family="mvd").report.family == "mvd"
 
 
+# ---- an autoencoder from an encoder's file -------------------------------------------------------------------------
+
+
+def test_an_autoencoder_takes_an_encoder_s_file_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = _write(tmp_path / "c", build_model(CLASSIFY, seed=3).state_dict(), CLASSIFY)
+    with pytest.raises(CheckpointError, match="not in the file") as caught:
+        open_start(path, PRETRAIN)
+    assert "model.fresh_decoder=true" in str(caught.value.fix)
+    start = open_start(path, PRETRAIN, fresh_decoder=True)
+    own = build_model(PRETRAIN, seed=0).state_dict()
+    fresh = {name for name in own if not name.startswith("encoder.")} | {"encoder.norm.weight", "encoder.norm.bias"}
+    assert set(start.report.missing) == fresh == set(own) - start.names
+    stored = read_state(path)
+    for name in start.names:
+        assert torch.equal(start.tensor(name), stored[name.removeprefix("encoder.")]), name
+    assert start.report.dropped.keys() == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
+
+
+def test_an_autoencoder_s_own_decoder_is_left_out_where_that_is_asked_for(folder: Path) -> None:
+    """Of another size it may then be."""
+    small = replace(PRETRAIN, decoder_dim=32)
+    with pytest.raises(CheckpointError, match="another shape"):
+        open_start(folder, small)
+    start = open_start(folder, small, fresh_decoder=True)
+    assert all(name.startswith("encoder.") for name in start.names) and "encoder.norm.weight" in start.names
+    assert "mask_token" in start.report.dropped and "decoder.head.weight" in start.report.dropped
+
+
+def test_an_encoder_of_another_depth_is_refused(tmp_path: Path) -> None:
+    path = _write(tmp_path / "c", build_model(CLASSIFY, seed=3).state_dict(), CLASSIFY)
+    for depth in (3, 5):
+        with pytest.raises(CheckpointError):
+            open_start(path, replace(PRETRAIN, depth=depth), fresh_decoder=True)
+
+
 # ---- what a file states and no tensor shows ------------------------------------------------------------------------
 
 PLAIN = replace(CLASSIFY, positions="sincos_flat")
