@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import os
+import warnings
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -70,6 +71,8 @@ def _binding_hangs() -> bool:
 def _import_deepspeed() -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read once, when deepspeed is imported
+    # DeepSpeed 0.19 calls torch by names that newer torch warns of: nothing that a user could mend
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     try:
         import deepspeed  # noqa: F401
     except ImportError as error:
@@ -213,8 +216,10 @@ def build_engine(
 def _give_every_group_the_timeout() -> None:
     """DeepSpeed makes groups of its own with torch's timeout, 10 minutes on nccl: less than the watchdog waits."""
     if torch.distributed.is_initialized():
+        # newer torch has it in public, and warns of the other
+        set_timeout = getattr(torch.distributed, "set_timeout", torch.distributed.distributed_c10d._set_pg_timeout)
         for group in list(torch.distributed.distributed_c10d._world.pg_map):
-            torch.distributed.distributed_c10d._set_pg_timeout(_timeout, group)
+            set_timeout(_timeout, group)
 
 
 def _undo_constructor_step(engine: Any) -> None:

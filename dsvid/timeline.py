@@ -42,12 +42,16 @@ class Score:
 
 
 class Names:
-    """Class numbers and names by column of the model's output; columns without a name are shown by number, or, where
-    `only_named`, never."""
+    """Class numbers (0, 1, … where none are given) and names by column of the model's output; columns without a name
+    are shown by number, or, where `only_named`, never."""
 
-    def __init__(self, names: Sequence[str], classes: int, *, first: int = 0, only_named: bool = False) -> None:
-        self.first = first
-        self.names = [names[i] if i < len(names) and names[i] else f"class {i + first}" for i in range(classes)]
+    def __init__(
+        self, names: Sequence[str], classes: int, *, numbers: Sequence[int] = (), only_named: bool = False
+    ) -> None:
+        self.numbers = list(numbers or range(classes))
+        assert len(self.numbers) == classes, (len(self.numbers), classes)
+        named = [*names, *[""] * (classes - len(names))]
+        self.names = [name or f"class {number}" for name, number in zip(named, self.numbers, strict=True)]
         self.shown = np.array([not only_named or (i < len(names) and bool(names[i])) for i in range(classes)])
 
     def best(self, scores: NDArray[np.floating], count: int, least: float = 0.0) -> tuple[Score, ...]:
@@ -55,7 +59,7 @@ class Names:
         order = np.argsort(np.where(self.shown, -scores, np.inf), kind="stable")
         order = order[: min(count, int(self.shown.sum()))]
         kept = [int(i) for place, i in enumerate(order) if place == 0 or scores[i] >= least]
-        return tuple(Score(i + self.first, self.names[i], float(scores[i])) for i in kept)
+        return tuple(Score(self.numbers[i], self.names[i], float(scores[i])) for i in kept)
 
 
 class Timeline(Protocol):

@@ -89,5 +89,5 @@ def _timeline(
         )
         for window, row in zip(shown, scores, strict=True)
     ]
-    curves = [scores[:, each.number - names.first].tolist() for each in best]
+    curves = [scores[:, names.numbers.index(each.number)].tolist() for each in best]
     return ClipTimeline(video_of(stream), clips, best, curves, [*predictor.notes, *stream.notes, *notes])

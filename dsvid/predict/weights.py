@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def open_predictor(
         kind = AnomalyObjective if task == "anomaly" else ClassifyObjective
         objective = kind(model, model.grid, mean=card.mean, std=card.std)
         short = card.short_side(model.grid.height)
-    names = class_names(task, model.num_classes, list(card.labels), labels, notes)
+    names = class_names(task, model.num_classes, list(card.labels), labels, notes, card.trained.get("classes") or ())
     return Predictor(
         task, objective.eval(), names, model.grid.frames, model.grid.height, model.grid.patch, short,
         card.sampling_rate, said.get("view_fps"), notes,
@@ -113,15 +114,18 @@ def _not_fine_tuned(path: Path, task: str, missing: list[str]) -> CheckpointErro
     )  # fmt: skip
 
 
-def class_names(task: str, classes: int, stored: list[str], labels: Path | None, notes: list[str]) -> Names:
+def class_names(
+    task: str, classes: int, stored: list[str], labels: Path | None, notes: list[str], trained: Sequence[int] = ()
+) -> Names:
     """Names of `labels`, else those in the weights, else AVA's where there are 80 actions.
 
-    Detection counts classes from 1, as AVA does, and shows the classes that its label map names. Raises CheckpointError
-    for names that do not fit the head.
+    Detection counts classes from 1, as AVA does, or has the numbers it was `trained` with, and shows the classes that
+    its label map names. Raises CheckpointError for names that do not fit the head.
     """
     first = 1 if task == "detect" else 0
+    numbers = list(trained) if len(trained) == classes else list(range(first, classes + first))
     if labels is not None and labels.suffix == ".pbtxt":
-        names = _names_of_map(labels, classes)
+        names = _names_of_map(labels, numbers)
     elif labels is not None:
         names = read_labels(labels)
         if len(names) != classes:
@@ -141,17 +145,17 @@ def class_names(task: str, classes: int, stored: list[str], labels: Path | None,
     else:
         names = []
         notes.append("the weights hold no class names: shown by number (--labels FILE)")
-    return Names(names, classes, first=first, only_named=bool(first and any(names)))
+    return Names(names, classes, numbers=numbers, only_named=bool(first and any(names)))
 
 
-def _names_of_map(path: Path, classes: int) -> list[str]:
+def _names_of_map(path: Path, numbers: Sequence[int]) -> list[str]:
     """Names by column of a label map of AVA's, "" for the classes that it leaves out."""
     try:
         found = read_label_map(path)
     except DataError as error:
         raise CheckpointError(error.what, found=error.found, expected=error.expected) from error
-    if max(found) > classes:
+    if max(found) > max(numbers):
         raise CheckpointError(
-            f"--labels {path} does not fit the head", found=f"class {max(found)}", expected=f"at most {classes}"
+            f"--labels {path} does not fit the head", found=f"class {max(found)}", expected=f"at most {max(numbers)}"
         )
-    return [found.get(number, "") for number in range(1, classes + 1)]
+    return [found.get(number, "") for number in numbers]

@@ -74,7 +74,8 @@ def fit_shapes(
     """The tensors of `contents` for a model with parameters `shapes`.
 
     `task` "pretrain" wants encoder and decoder, with `fresh_decoder` the encoder alone; every other one the encoder and
-    a head of the model's size. `grid` is the model's: stored tables are resized to it. Raises CheckpointError for a missing parameter or another shape.
+    a head of the model's size. `grid` is the model's: stored tables are resized to it. Raises CheckpointError for a
+    missing parameter or another shape.
     """
     fitting = _Fitting(contents, family, shapes, grid, final_norm, Path(head_map) if head_map else None, why)
     if task != "pretrain":

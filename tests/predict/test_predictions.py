@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +232,18 @@ def test_names_of_a_label_map_and_of_a_file(tmp_path: Path) -> None:
     assert predictor.names.names == ["x", "y", "z"]
     with pytest.raises(CheckpointError, match="at most 3"):
         open_predictor(weights(tmp_path / "e", "detect", 3, []), labels=tmp_path / "map.pbtxt")
+
+
+def test_classes_that_were_chosen_keep_their_numbers(tmp_path: Path) -> None:
+    """`detect.classes: [2, 5, 9]` trains three columns."""
+    folder = weights(tmp_path / "d", "detect", 3, ["sit", "run", ""])
+    config = json.loads((folder / "config.json").read_text()) | {"trained": {"classes": [2, 5, 9]}}
+    (folder / "config.json").write_text(json.dumps(config))
+    best = open_predictor(folder).names.best(np.array([0.1, 0.9, 0.8]), 3)
+    assert [(each.number, each.name) for each in best] == [(5, "run"), (2, "sit")]
+    (tmp_path / "map.pbtxt").write_text('item {\n  name: "fly"\n  id: 9\n}\n')
+    best = open_predictor(folder, labels=tmp_path / "map.pbtxt").names.best(np.array([0.1, 0.9, 0.8]), 3)
+    assert [(each.number, each.name) for each in best] == [(9, "fly")]
 
 
 def test_published_weights_of_ava_are_opened_as_told(tmp_path: Path) -> None:
