@@ -142,8 +142,9 @@ def risk_picture(
 
 
 def save_png(picture: Pixels, path: Path) -> None:
-    """Write a picture [h, w, 3]."""
+    """Write a picture [h, w, 3], whole or not at all."""
     from PIL import Image
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
+    from dsvid.publish import publish_file
+
+    publish_file(path, lambda out: Image.fromarray(picture).save(out, "PNG"))

@@ -185,6 +185,7 @@ def _check(recipe: Recipe) -> None:
             fix=f"batch.{key}={max(1, getattr(recipe.batch, key) // repeat) * repeat}",
         )
     _check_training(recipe)
+    _check_sections(recipe)
     if recipe.data.train == "footage":
         _check_footage(recipe)
     elif recipe.footage != FootageConfig():
@@ -256,6 +257,19 @@ def _check_training(recipe: Recipe) -> None:
             )
 
 
+def _check_sections(recipe: Recipe) -> None:
+    """Raise RecipeError where a section of another task is set."""
+    defaults = Recipe()
+    for task in ("pretrain", "classify", "detect", "anomaly"):
+        own, default = getattr(recipe, task), getattr(defaults, task)
+        if task != recipe.task and own != default:
+            key = next(name for name in type(own).model_fields if getattr(own, name) != getattr(default, name))
+            raise RecipeError(
+                f"{task}.{key} has no effect in task {recipe.task}", found=getattr(own, key),
+                fix=f"leave it out, or task={task}",
+            )  # fmt: skip
+
+
 def _check_detect(recipe: Recipe) -> None:
     model, data, detect = recipe.model, recipe.data, recipe.detect
     if model.num_classes < 1 or (detect.classes and len(detect.classes) != model.num_classes):
@@ -297,6 +311,7 @@ def _check_anomaly(recipe: Recipe) -> None:
     how = recipe.data.augment
     if how.mixes:
         raise RecipeError("data.augment.mixup and cutmix: not for task anomaly", fix="leave them out")
+    _check_augment(recipe, "policy", "erase_prob", "erase_area", "erase_aspect", "erase_count")
     _check_unused(recipe, crop="center", short_side=0, num_sample=recipe.data.num_sample)
 
 
@@ -310,9 +325,21 @@ def _check_footage(recipe: Recipe) -> None:
             fix="footage.first.index=bdd100k.csv (dsvid traffic index) data.view_fps=10",
         )
     data = recipe.data
-    _check_unused(recipe, crop="multi_scale", sampling_rate=DataConfig().sampling_rate, short_side=0, flip=0.0)
+    _check_augment(recipe, "policy")
+    _check_unused(
+        recipe, crop="multi_scale", sampling_rate=DataConfig().sampling_rate, short_side=0, flip=0.0, train_limit=0
+    )
     if data.augment.policy and not recipe.footage.aligned:
         raise RecipeError("data.augment.policy has no effect without footage.aligned", fix="footage.aligned=true")
+
+
+def _check_augment(recipe: Recipe, *used: str) -> None:
+    """Raise RecipeError for a key of data.augment, other than those that are used, that is set."""
+    defaults = AugmentConfig()
+    for key in AugmentConfig.model_fields:
+        value = getattr(recipe.data.augment, key)
+        if key not in used and value != getattr(defaults, key):
+            raise RecipeError(f"data.augment.{key} has no effect here", found=value, fix="leave it out")
 
 
 def _check_unused(recipe: Recipe, **needed: Any) -> None:

@@ -162,3 +162,20 @@ def test_the_contract_s_keys_exist() -> None:
     pretrain.decoder_mask_ratio optim.layer_decay optim.base_lr optim.lr_scale_batch batch.total batch.micro run.epochs
     run.samples_per_epoch run.stop_epoch run.max_steps run.seed run.log_every run.save_every run.keep""".split()
     assert set(promised) <= set(all_keys())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "word"),
+    [
+        ("demo_anomaly", "classify.label_smoothing=0.3"),
+        ("demo_anomaly", "data.augment.crop_area=[0.5, 1.0]"),
+        ("demo_anomaly", "pretrain.mask_ratio=0.5"),
+        ("demo_finetune", "anomaly.loss=focal"),
+        ("demo_pretrain", "detect.max_boxes=3"),
+        ("demo_dapt", "data.augment.erase_prob=0.5"),
+        ("demo_dapt", "data.train_limit=5"),
+    ],
+)
+def test_a_key_without_effect_in_the_task_is_an_error(recipe: str, word: str) -> None:
+    with pytest.raises(RecipeError, match=f"{word.partition('=')[0]} has no effect"):
+        load_recipe(recipe, split_overrides([word])[0])

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     result = task.evaluate(recipe, objective, args.split, run, final=True, play=args.play)
     if isinstance(result, Evaluation):
         result = replace(result, names=tuple(names_of_classes(recipe, args.split, list(card.labels))))
-    if ranks.first:
+    if ranks.first and result.any_read:
         report(args, recipe, result)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()

@@ -37,21 +37,29 @@ def run(args: argparse.Namespace) -> None:
 
     if args.clip and not args.curves:
         raise DataError("--clip has no effect", expected="--curves DIR with it")
+    for name in ("threshold", "max_unmatched"):
+        value = getattr(args, name)
+        if not 0 <= value <= 1:
+            raise DataError(f"--{name.replace('_', '-')}", found=value, expected="0 to 1")
     frames = read_predictions(args.predictions)
     numbers = {
         **measured(frames.score, frames.label), "anomalies": int(frames.label.sum()),
         "clips": len(set(frames.clip.tolist())), **binned(frames.score, frames.label),
     }  # fmt: skip
     groups = {"total": {"clips": numbers["clips"], **measured(frames.score, frames.label)}}
+    if frames.repeated:
+        print(f"{frames.repeated} rows are of frames that had come before, and are left out")
     print(f"{numbers['frames']} frames, {numbers['anomalies']} anomalies, {numbers['clips']} clips")
     if args.table:
-        joined = join_annotations(args.predictions, args.table, max_unmatched=args.max_unmatched)
+        joined = join_annotations(frames, args.table, max_unmatched=args.max_unmatched)
         groups = {name: {"clips": group.clips, **named(group.scores)} for name, group in clip_groups(joined).items()}
         if joined.unmatched:
             print(f"{joined.unmatched:.1%} of the frames have no row in {args.table}: not in the groups")
         numbers["unmatched"] = joined.unmatched
     _print(groups)
-    print(f"binned on 101 thresholds: AUROC {_percent(numbers['auroc_binned'])} AP {_percent(numbers['ap_binned'])}")
+    if numbers["auroc_binned"] is not None:
+        shown = [_percent(numbers[name]) for name in ("auroc_binned", "ap_binned")]
+        print(f"binned on 101 thresholds: AUROC {shown[0]} AP {shown[1]}")
     if args.out:
         write_report(args.out, frames.score, frames.label, numbers, groups)
     if args.curves:

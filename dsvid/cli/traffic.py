@@ -63,11 +63,11 @@ def _add_split(parser: argparse.ArgumentParser) -> None:
 
 
 def _split(args: argparse.Namespace) -> None:
-    from dsvid.data.traffic_lists import make_split, write_list
+    from dsvid.data.traffic_lists import make_split, write_lists
 
-    for path, names in make_split(args.layout, args.root, val_share=args.val, seed=args.seed).items():
-        if names:
-            write_list(path, names, replace=args.force)
+    lists = make_split(args.layout, args.root, val_share=args.val, seed=args.seed)
+    write_lists(lists, replace=args.force)
+    for path, names in lists.items():
         print(f"{path}: {len(names)} clips" + ("" if names else ", not written"))
 
 
@@ -112,10 +112,12 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exact", action="store_true", help="read videos whole: slow, for containers that lie")
     _jobs(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="CSV")
+    parser.add_argument("--list", type=Path, metavar="FILE",
+                        help="write the videos that can be read as a list too, for data.train")  # fmt: skip
 
 
 def _index(args: argparse.Namespace) -> None:
-    from dsvid.data.footage import list_footage, measure_footage
+    from dsvid.data.footage import list_footage, measure_footage, read_index, write_video_list
 
     footage = list_footage(args.layout, args.root, args.split, ignore=args.ignore, fps=args.fps)
     problems = frames = looked = 0
@@ -126,6 +128,8 @@ def _index(args: argparse.Namespace) -> None:
             problems += 1
             if problems <= SHOWN_FAULTS:
                 print(found.problem)
+    if args.list:
+        print(f"{args.list}: {write_video_list(args.list, read_index(args.output, footage.root))} videos")
     print(f"{args.output}: {len(footage)} clips, {looked} looked at now: {frames} frames, {problems} cannot be read")
 
 

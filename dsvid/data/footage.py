@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from dsvid.data.decode import PyavSource, open_clip_source, quiet_decoders, refuse_by_first_bytes, unreadable
 from dsvid.data.manifest import VIDEO_SUFFIXES, Entry, read_list
-from dsvid.data.traffic import DADA_FPS, DOTA_FPS, ZIPS, read_names
+from dsvid.data.traffic import DADA_FPS, DOTA_FPS, ZIPS, read_names, read_split, refuse_outside
 from dsvid.data.zip_frames import ZipFrames
 from dsvid.data.zip_packing import Checked, check_zip, one_line, run_parallel
 from dsvid.errors import DataError
@@ -121,7 +121,7 @@ def list_footage(layout: str, root: Path, split: str = "", *, ignore: Path | Non
     else:
         path = root / _FOLDERS[layout] / split
         shape = "{}" if layout == "bdd100k" else "frames/{}/images.zip"
-        rows = ((name, shape.format(name)) for name in _checked_names(path))
+        rows = ((name, shape.format(name)) for name in read_split(path))
     footage = Footage(root, str(path))
     for key, name in rows:
         if key not in left_out and name not in left_out:
@@ -130,23 +130,6 @@ def list_footage(layout: str, root: Path, split: str = "", *, ignore: Path | Non
     if not len(footage):
         raise DataError(f"{path} has no clips", found="none, or all of them ignored", expected="at least one")
     return footage
-
-
-def _checked_names(path: Path) -> list[str]:
-    """Names of a split list; one that leads out of the root is a mistake."""
-    names = read_names(path)
-    seen: set[str] = set()
-    for number, name in enumerate(names, start=1):
-        _refuse_outside(name, f"{path}, name {number}")
-        if name in seen:
-            raise DataError(f"{path}, name {number}", found=f"{name} for the second time", expected="every clip once")
-        seen.add(name)
-    return names
-
-
-def _refuse_outside(name: str, place: str) -> None:
-    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
-        raise DataError(place, found=name, expected="a path below the data set's folder")
 
 
 def _kinetics(path: Path) -> Iterator[tuple[str, str]]:
@@ -163,7 +146,7 @@ def _kinetics(path: Path) -> Iterator[tuple[str, str]]:
                     whole = f"{path.stem}/{row['label']}/{name}"
                 except (TypeError, ValueError) as error:
                     raise DataError(f"{path}, line {reader.line_num}", found=error, expected="whole seconds") from error
-                _refuse_outside(whole, f"{path}, line {reader.line_num}")
+                refuse_outside(whole, f"{path}, line {reader.line_num}")
                 yield row["youtube_id"], whole
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read", found=error, expected="Kinetics' csv") from error
@@ -217,19 +200,20 @@ def measure_footage(footage: Footage, output: Path, *, jobs: int = 1, exact: boo
     """Look at every clip, `jobs` at a time, and write `output`; yields each as it is done.
 
     Goes on where it was stopped: what is done is kept in `<output>.part`. What an earlier `output` says is taken over;
-    a clip whose size has changed, or that had a problem, is looked at again. `exact` reads videos whole instead of
-    trusting the count of a container whose end is there. Raises DataError, OSError.
+    a clip whose size has changed, that had a problem, or that is to have another rate, is looked at again. `exact`
+    reads videos whole instead of trusting the count of a container whose end is there. Raises DataError, OSError.
     """
     part = output.with_name(f"{output.name}.part")
     done = {**({} if exact else _read_part(output)), **_read_part(part)}
     kept: dict[str, Measured] = {}
     todo: list[tuple[str, float]] = []
     for number in range(len(footage)):
-        name, before = footage.name(number), done.get(footage.name(number))
-        if before is not None and before.size == _size(footage.root / name) and not before.problem:
+        name, before, fps = footage.name(number), done.get(footage.name(number)), footage[number].fps
+        same = before is not None and before.size == _size(footage.root / name) and fps in (0, before.fps)
+        if before is not None and same and not before.problem:
             kept[name] = before
         else:
-            todo.append((name, footage[number].fps))
+            todo.append((name, fps))
     output.parent.mkdir(parents=True, exist_ok=True)
     with part.open("a", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\n")
@@ -360,6 +344,22 @@ def read_index(path: Path, root: Path) -> Footage:
     if not footage.frames.any():
         raise DataError(f"{path}: no clip can be read", found=f"{len(footage)} clips", expected="at least one")
     return footage
+
+
+def write_video_list(path: Path, footage: Footage) -> int:
+    """The videos that can be read as lines `"path" 0 -1`, which `manifest.read_list` knows; returns how many.
+
+    Raises DataError for zips, which are no videos, and where none can be read.
+    """
+    lines = []
+    for number in np.flatnonzero(footage.frames).tolist():
+        clip = footage[number]
+        if clip.zipped:
+            raise DataError(f"{clip.path}: a list is of videos", found="a zip of frames",
+                            fix="data.train=footage with the index")  # fmt: skip
+        lines.append(f'"{str(clip.path.absolute()).replace(chr(34), chr(34) * 2)}" 0 -1\n')
+    publish_text(path, "".join(lines))
+    return len(lines)
 
 
 def read_clip(clip: Clip, positions: NDArray[np.int64], decoder: str, zips: ZipFrames = ZIPS) -> NDArray[np.uint8]:

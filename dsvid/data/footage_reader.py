@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 ALIGNED_SCALES = (1.0, 1.0, 0.975, 0.95, 0.9, 0.875, 0.85)  # simple-tad's crops aligned with its fine-tuning
-ALIGNED_SHORT = 320  # its frames are no larger before the borders
+ALIGNED_SHORT = 320  # its frames' short side is no longer before the borders, and its square has this side
 POLICY_SHARE = 0.7  # of the clips get its RandAugment
 
 
@@ -162,13 +162,15 @@ class FootageReader:
         )
 
     def train_item(self, index: int, frames: Tensor, rng: np.random.Generator) -> Tensor:
-        """VideoMAE's crop, or, aligned, borders, RandAugment for seven clips in ten, and larger crops."""
+        """VideoMAE's crop; or, aligned with the fine-tuning, borders, a square without keeping the shape, RandAugment
+        for seven clips in ten, and larger crops.
+        """
         side = self.config.input_size
         if not self.footage.aligned:
             return augment.multi_scale_crop(frames, side, rng)
         if min(frames.shape[1:3]) > ALIGNED_SHORT:
             frames = augment.resize_short_side(frames, ALIGNED_SHORT)
-        frames = add_borders(frames, rng)
+        frames = augment.squash(add_borders(frames, rng), ALIGNED_SHORT)
         if rng.random() < POLICY_SHARE and self.policy is not None:
             frames = self.policy(frames, rng)
         return augment.multi_scale_crop(frames, side, rng, ALIGNED_SCALES)

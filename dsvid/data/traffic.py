@@ -56,6 +56,7 @@ DOTA_ACCIDENT_IDS = {
     )
 }
 DOTA_METADATA = {"train_split.txt": "metadata_train.json", "val_split.txt": "metadata_val.json"}
+_DOTA_CODES = {number: DOTA_CATEGORIES[name] for name, number in DOTA_ACCIDENT_IDS.items()}
 DADA_EGO_TYPES = frozenset([*range(1, 19), 61, 62])
 DADA_COLUMNS = {
     "video": "video",
@@ -64,6 +65,7 @@ DADA_COLUMNS = {
     "end": "abnormal end frame",
     "light": "light(day,night)1-2",
 }
+DADA_TOTAL = "total frames"  # not needed, but compared where it is there
 
 
 ZIPS = ZipFrames()  # of this process; forks may go on with it
@@ -93,8 +95,9 @@ class FrameNames(Sequence[str]):
 class TrafficClip:
     """One video: the names of its frames in the zip, their labels (1 = anomaly), and what is known of the whole.
 
-    `category` is empty and `ego` the annotation's where the list has no metadata. `kind` is the number of the
-    accident: DoTA's accident_id, DADA-2000's type.
+    `category` is empty and `ego` the annotation's where the list has no metadata; where both speak, the metadata count,
+    as in simple-tad, and `disagreements` tells. `kind` is the number of the accident: DoTA's accident_id, DADA-2000's
+    type.
     """
 
     name: str
@@ -106,6 +109,7 @@ class TrafficClip:
     night: bool
     category: str = ""
     kind: int = 0
+    disagreements: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -246,12 +250,12 @@ def open_labels(layout: str, root: Path, split: str) -> tuple[list[str], ClipRea
     if layout == "dota":
         path = _split_path(root / "dataset", split)
         metadata = _dota_metadata(root / "dataset", path.name)
-        return read_names(path), partial(_dota_clip, root, metadata)
+        return read_split(path), partial(_dota_clip, root, metadata)
     path, table = _split_path(root / "DADA2K_my_split", split), root / "annotation" / "full_anno.csv"
     rows: dict[tuple[int, int], list[dict[str, int]]] = {}
     for row in _dada_rows(table):
         rows.setdefault((row["type"], row["video"]), []).append(row)
-    return read_names(path), partial(_dada_clip, root, path, table, rows)
+    return read_split(path), partial(_dada_clip, root, path, table, rows)
 
 
 def _dota_metadata(folder: Path, split: str) -> dict[str, Any]:
@@ -291,10 +295,13 @@ def _dota_clip(root: Path, metadata: dict[str, Any], name: str) -> TrafficClip:
         )
         kind_id = int(annotation.get("accident_id") or max((kind for _, kind in numbered), default=0))
         ego, night, category = bool(annotation["ego_involve"]), bool(annotation["night"]), ""
+        counts = {annotation.get("num_frames"), len(numbered)}
+        stated = (ego, _DOTA_CODES.get(kind_id, ""))
         if metadata:
             group, _, kind = metadata[name]["anomaly_class"].partition(": ")
             ego, category = group == "ego", DOTA_CATEGORIES[kind]
-    except (KeyError, TypeError, ValueError) as error:
+            counts.add(metadata[name].get("num_frames"))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{path}: annotation of {name}",
             found=f"{type(error).__name__}: {error}",
@@ -307,6 +314,13 @@ def _dota_clip(root: Path, metadata: dict[str, Any], name: str) -> TrafficClip:
         again = next(number for number, after in pairwise(numbers) if number == after)
         raise DataError(f"{path}: annotation of {name}", found=f"{again:06}.jpg for the second time",
                         expected="one entry a frame")  # fmt: skip
+    differing = []
+    if metadata and stated != (ego, category):
+        words = [f"{code or '?'} {'ego' if own else 'other'}" for own, code in (stated, (ego, category))]
+        differing.append(f"{path}: {words[0]} in the annotation, {words[1]} in the metadata")
+    told = sorted(str(count) for count in counts if count is not None)
+    if len(told) > 1:
+        differing.append(f"{path}: {len(numbered)} frames in labels, num_frames {', '.join(told)}")
     return TrafficClip(
         name=name,
         archive=root / "frames" / name / "images.zip",
@@ -317,6 +331,7 @@ def _dota_clip(root: Path, metadata: dict[str, Any], name: str) -> TrafficClip:
         night=night,
         category=category,
         kind=kind_id,
+        disagreements=tuple(differing),
     )
 
 
@@ -356,6 +371,9 @@ def _dada_clip(
         ego=row["type"] in DADA_EGO_TYPES,
         night=row["light"] == 2,
         kind=row["type"],
+        disagreements=()
+        if row.get(DADA_TOTAL, len(numbers)) == len(numbers)
+        else (f"{archive}: {len(numbers)} frames, {row[DADA_TOTAL]} by {table}",),
     )
 
 
@@ -365,6 +383,8 @@ def _dada_rows(path: Path) -> list[dict[str, int]]:
         for row in csv.DictReader(handle):
             try:
                 rows.append({key: int(float(row[column])) for key, column in DADA_COLUMNS.items()})
+                if (row.get(DADA_TOTAL) or "").strip().isdigit():
+                    rows[-1][DADA_TOTAL] = int(row[DADA_TOTAL])
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(
                     f"{path}: row {len(rows) + 2}",
@@ -379,8 +399,26 @@ def read_frames(clip: TrafficClip, positions: ArrayLike, zips: ZipFrames = ZIPS)
     return zips.read(clip.archive, [clip.frames[position] for position in np.asarray(positions).tolist()])
 
 
+def read_split(path: Path) -> list[str]:
+    """The clips of a split list. Raises DataError for one that leads out of the folder, or that comes twice."""
+    names = read_names(path)
+    seen: set[str] = set()
+    for number, name in enumerate(names, start=1):
+        refuse_outside(name, f"{path}, name {number}")
+        if name in seen:
+            raise DataError(f"{path}, name {number}", found=f"{name} for the second time", expected="every clip once")
+        seen.add(name)
+    return names
+
+
+def refuse_outside(name: str, place: str) -> None:
+    """Raise DataError where a name leads out of the data set's folder."""
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        raise DataError(place, found=name, expected="a path below the data set's folder")
+
+
 def read_names(path: Path) -> list[str]:
-    """The lines of a split list without the empty ones. Raises DataError."""
+    """The lines of a list without the empty ones. Raises DataError."""
     names = [line.strip() for line in _text(path).splitlines()]
     return [name for name in names if name]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -88,12 +88,29 @@ def _draw(count: int, wanted: int, seed: int, category: int) -> list[int]:
     return places
 
 
-def write_list(path: Path, names: Iterable[str], *, replace: bool = True) -> None:
-    """One name a line. Raises DataError where another list is there and must not be replaced."""
-    text = "".join(f"{name}\n" for name in names)
-    if not replace and path.exists() and path.read_text(encoding="utf-8") != text:
-        raise DataError(f"{path} is there already with other clips", expected="no list", fix="--force replaces it")
-    publish_text(path, text)
+def write_list(path: Path, names: Iterable[str]) -> None:
+    """One name a line."""
+    publish_text(path, _lines(names))
+
+
+def write_lists(lists: Mapping[Path, Sequence[str]], *, replace: bool) -> None:
+    """The lists of a split, an empty one not at all; with `replace` it is removed where it is there.
+
+    Raises DataError, before any is written, where another list is there and must not be replaced: two lists of
+    different splits would share clips.
+    """
+    for path, names in lists.items():
+        if not replace and path.exists() and path.read_bytes() != _lines(names).encode():
+            raise DataError(f"{path} is there already with other clips", expected="no list", fix="--force replaces it")
+    for path, names in lists.items():
+        if names:
+            write_list(path, names)
+        elif path.exists():
+            path.unlink()
+
+
+def _lines(names: Iterable[str]) -> str:
+    return "".join(f"{name}\n" for name in names)
 
 
 # ---- the table of frames -------------------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def _check_labelled(read: ClipReader, decode: bool, name: str) -> Checked:
     in_zip = set(ZipFrames(1, 1).names(clip.archive))
     faults = [_names_differ(clip.archive, "missing from the zip", set(clip.frames) - in_zip),
               _names_differ(clip.archive, "without a label", in_zip - set(clip.frames))]  # fmt: skip
-    return Checked(name, found.frames, (*filter(None, faults), *found.faults))
+    return Checked(name, found.frames, (*clip.disagreements, *filter(None, faults), *found.faults))
 
 
 def _names_differ(archive: Path, what: str, names: set[str]) -> str:

@@ -101,7 +101,7 @@ class AnomalyResult:
             for place, number in enumerate(numbers.tolist()):
                 clip = self.split.clips[int(found.clip[place])]
                 safe, risk = self.logits[number]
-                name = clip.frames[int(found.frames[place, -1])]
+                name = Path(clip.frames[int(found.frames[place, -1])]).name
                 row = (number, clip.name, name, f"{safe:.6f}", f"{risk:.6f}", int(found.label[place]))
                 writer.writerow((*row, f"{found.ttc_s[place]:g}"))
         return out.getvalue()

@@ -39,8 +39,10 @@ def named(found: measures.AnomalyScores) -> dict[str, Any]:
     return {**{name: value for name, value in values.items() if name != "mcc_auc"}, "auc_mcc": values["mcc_auc"]}
 
 
-def binned(scores: Scores, labels: Labels) -> dict[str, float]:
-    """AUROC and AP over 101 fixed thresholds, as simple-tad prints them."""
+def binned(scores: Scores, labels: Labels) -> dict[str, float | None]:
+    """AUROC and AP over 101 fixed thresholds, as simple-tad prints them; None where it prints 0 for want of a class."""
+    if not len(labels) or labels.min() == labels.max():
+        return {"auroc_binned": None, "ap_binned": None}
     counts = measures.count_at(scores.astype(np.float32), labels)
     return {"auroc_binned": measures.binned_roc_area(counts), "ap_binned": measures.binned_average_precision(counts)}
 

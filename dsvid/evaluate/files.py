@@ -15,4 +15,4 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{folder} cannot be written", found=str(error), fix="--out another folder") from error
+        raise DataError(f"{folder} cannot be written", found=str(error), fix="another folder") from error

@@ -23,12 +23,15 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Predictions:
-    """A `predictions.csv`: clip, frame name, score and label [n], in the order of the file."""
+    """A `predictions.csv`: clip, frame name, score and label [n], in the order of the file; `repeated` rows of frames
+    that had come before are left out.
+    """
 
     clip: NDArray[np.str_]
     frame: NDArray[np.str_]
     score: NDArray[np.float64]
     label: NDArray[np.int64]
+    repeated: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,9 @@ class GroupScores:
 def read_predictions(path: Path) -> Predictions:
     """Read the file that dsvid's evaluation of task anomaly, or simple-tad's, writes.
 
-    Raises DataError for a file without frames, for logits that are no numbers, and for labels other than 0 and 1.
+    A frame counts once, by its first row: simple-tad's files repeat the padding of the last batch, and those of several
+    ranks everything. Raises DataError for a file without frames, for logits that are no numbers, for labels other than
+    0 and 1, and for a frame with both.
     """
     rows = _read(path, ("clip", "filename", "logits_safe", "logits_risk", "label"))
     if not rows["clip"]:
@@ -72,12 +77,21 @@ def read_predictions(path: Path) -> Predictions:
                 f"{path}:{place + 2}: {column}", found=labels[place] if column == "label" else logits[place],
                 expected="0 or 1" if column == "label" else "two finite numbers",
             )  # fmt: skip
-    return Predictions(np.array(rows["clip"]), np.array(rows["filename"]), risk_of(logits), labels.astype(np.int64))
+    firsts: dict[tuple[str, str], int] = {}
+    for place, key in enumerate(zip(rows["clip"], rows["filename"], strict=True)):
+        first = firsts.setdefault(key, place)
+        if labels[first] != labels[place]:
+            raise DataError(f"{path}:{place + 2}: label of {key[0]} {key[1]}", found=labels[place],
+                            expected=f"{labels[first]:g}, as in line {first + 2}")  # fmt: skip
+    kept = np.fromiter(firsts.values(), dtype=np.int64)
+    return Predictions(
+        np.array(rows["clip"])[kept], np.array(rows["filename"])[kept], risk_of(logits)[kept],
+        labels[kept].astype(np.int64), len(labels) - len(kept),
+    )  # fmt: skip
 
 
-def join_annotations(predictions: Path, annotations: Path, *, max_unmatched: float = 0.3) -> JoinedFrames:
-    """Join by clip and frame name. Frames without an annotation are left out; too many are a DataError."""
-    rows = read_predictions(predictions)
+def join_annotations(rows: Predictions, annotations: Path, *, max_unmatched: float = 0.3) -> JoinedFrames:
+    """Join by clip and frame name. Frames without an annotation are left out; too many, or all, are a DataError."""
     known = _read(annotations, ("clip", "filename", "ego", "night"))
     places = {key: place for place, key in enumerate(zip(known["clip"], known["filename"], strict=True))}
     suffix = Path(known["filename"][0]).suffix if known["filename"] else ".jpg"
@@ -85,9 +99,9 @@ def join_annotations(predictions: Path, annotations: Path, *, max_unmatched: flo
     found = np.array([places.get(key, -1) for key in zip(rows.clip.tolist(), names, strict=True)], dtype=np.int64)
     kept = found >= 0
     unmatched = 1.0 - float(kept.mean())
-    if unmatched >= max_unmatched and unmatched > 0:
+    if (unmatched >= max_unmatched and unmatched > 0) or not kept.any():
         raise DataError(
-            f"{predictions}: frames without a row in {annotations}",
+            f"frames without a row in {annotations}",
             found=f"{unmatched:.1%}",
             expected=f"less than {max_unmatched:.0%}",
             fix="check that both are of the same data set and split",
@@ -165,7 +179,7 @@ def _read(path: Path, needed: tuple[str, ...]) -> dict[str, list[str]]:
             reader = csv.DictReader(handle)
             columns = reader.fieldnames or []
             rows = list(reader)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read", found=error, expected="a CSV file") from error
     missing = [name for name in needed if name not in columns]
     if missing:

@@ -21,7 +21,7 @@ from dsvid.predict.settings import Pictures, Settings, video_of
 from dsvid.predict.weights import Predictor
 from dsvid.timeline import RiskTimeline
 
-VIEW_FPS = 10.0  # of simple-tad's models, whose files do not say it
+VIEW_FPS = {8: 5.0}  # of simple-tad's models, whose files do not say it, by frames of a window; of others 10
 STEADY = 0.25  # of a frame: times nearer to the grid of the frame rate than this are a constant rate
 
 
@@ -56,7 +56,7 @@ def judge(stream: VideoStream, predictor: Predictor, settings: Settings, device:
 
     A frame that cannot be decoded is not judged. Raises DataError where none can.
     """
-    fps = view_fps_of(stream, predictor, settings)
+    fps, said = view_fps_of(stream, predictor, settings), bool(settings.view_fps or settings.sampling_rate)
     plan = RiskWindows(
         judged_frames(stream, settings.every_s),
         stream.seconds,
@@ -90,7 +90,7 @@ def judge(stream: VideoStream, predictor: Predictor, settings: Settings, device:
     if not np.isfinite(risk).all():
         raise DataError(f"{stream.path}: the weights give no number for a frame", found="NaN", expected="0 to 1",
                         fix="weights that are whole")  # fmt: skip
-    notes = [*predictor.notes, *stream.notes, *_remarks(stream, predictor, plan, fps)]
+    notes = [*predictor.notes, *stream.notes, *_remarks(stream, predictor, plan, fps, said)]
     realtime = stream.duration_s / took_s
     notes.append(f"{realtime:.2f} seconds of video in a second of computing")
     frames = plan.targets[done]
@@ -104,7 +104,7 @@ def view_fps_of(stream: VideoStream, predictor: Predictor, settings: Settings) -
     """Frames a second within a window: as asked for, else as trained, else simple-tad's."""
     if settings.sampling_rate:
         return stream.fps / settings.sampling_rate
-    return settings.view_fps or predictor.view_fps or VIEW_FPS
+    return settings.view_fps or predictor.view_fps or VIEW_FPS.get(predictor.frames, 10.0)
 
 
 def judged_frames(stream: VideoStream, every_s: float) -> Ints:
@@ -129,8 +129,10 @@ def _risks(predictor: Predictor, clips: list[torch.Tensor], device: torch.device
     return risk_of(predictor.objective.logits(batch).double().cpu().numpy())
 
 
-def _remarks(stream: VideoStream, predictor: Predictor, plan: RiskWindows, fps: float) -> list[str]:
+def _remarks(stream: VideoStream, predictor: Predictor, plan: RiskWindows, fps: float, asked: bool) -> list[str]:
     notes = []
+    if not predictor.view_fps and not asked:
+        notes.append(f"the weights do not say their frame rate: {fps:g} is taken, as simple-tad has it (--view-fps F)")
     span_s = (predictor.frames - 1) / fps
     if stream.seconds[-1] < span_s:
         notes.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from dsvid.cli import main
 from dsvid.cli.eval import fine_tuned
-from dsvid.data import ava_generated, builtin
+from dsvid.data import ava_generated, builtin, traffic_generated
 from dsvid.models.spec import ModelSpec, build_model
 from dsvid.recipe import build_recipe
 from dsvid.weights.folder import write_folder
@@ -171,3 +172,18 @@ def test_a_detector_of_other_classes_is_refused_before_the_work(
     assert code == 0 and "2 key frames" in text, text
     code, text = run(capsys, *words, "detect.classes=[64, 1, 2]", "--play", "still")
     assert code == 2 and "--play is for classification" in text
+
+
+def test_traffic_clips_of_which_no_frame_can_be_read_give_no_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lists = traffic_generated.make_set(tmp_path / "set", {"val": 2})
+    source = weights(tmp_path / "w", spec=replace(SPEC, task="anomaly", num_classes=2), view_fps=10.0)
+    words = [f"data.root={tmp_path / 'set'}", f"data.val={lists['val'].name}", "data.num_frames=4",
+             "data.input_size=32", "data.num_workers=0", "model.positions=sincos_flat"]  # fmt: skip
+    command = ["--weights", source, "--recipe", "demo_anomaly", "--split", "val", "--out", tmp_path / "out", *words]
+    for clip in (tmp_path / "set" / "frames").iterdir():
+        (clip / "images.zip").write_bytes(b"")
+    code, text = run(capsys, *command)
+    assert code == 2 and "no video of data.val could be read" in text and "images.zip" in text
+    assert not list((tmp_path / "out").iterdir())

@@ -85,10 +85,26 @@ def test_a_curve_for_each_clip(frames: list[tuple[str, int, float, int]], tmp_pa
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["LA.png"]
 
 
+def test_a_frame_that_comes_again_counts_once(
+    frames: list[tuple[str, int, float, int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """simple-tad's files repeat the padding of the last batch."""
+    path = tmp_path / "predictions.csv"
+    assert main(["metrics", "anomaly", str(path)]) == 0
+    once = capsys.readouterr().out
+    path.write_text(path.read_text() + "60,LA,000019.jpg,0,9.5,0,0\n61,LA,000018.jpg,0,9.5,0,0\n")
+    assert main(["metrics", "anomaly", str(path)]) == 0
+    assert capsys.readouterr().out == "2 rows are of frames that had come before, and are left out\n" + once
+    path.write_text(path.read_text() + "62,LA,000018.jpg,0,9.5,1,0\n")
+    assert main(["metrics", "anomaly", str(path)]) == 2
+    assert "predictions.csv:64: label of LA 000018.jpg" in capsys.readouterr().err
+
+
 def test_one_class_alone_has_a_dash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "p.csv", HEADER, [(0, "a", "000000.jpg", 0, 1, 0, 0), (1, "a", "000001.jpg", 1, 0, 0, 0)])
     assert main(["metrics", "anomaly", str(tmp_path / "p.csv"), "--out", str(tmp_path / "out")]) == 0
-    assert json.loads((tmp_path / "out" / "result.json").read_text())["auroc"] is None
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["auroc"] is result["auroc_binned"] is None
     assert "-" in capsys.readouterr().out.splitlines()[2].split()
 
 
@@ -102,6 +118,9 @@ def test_one_class_alone_has_a_dash(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([(0, "a", "1.jpg", 0, 1, 0, 0)], ["--clip", "b"], "--clip has no effect"),
         ([(0, "a", "1.jpg", 0, 1, 0, 0)], ["--curves", "{}/c", "--clip", "b"], "no frame of clip b"),
         ([(0, "a", "1.jpg", 0, 1, 0, 0)], ["--table", "{}/none.csv"], "none.csv"),
+        ([(0, "a", "1.jpg", 0, 1, 0, 0)], ["--threshold", "nan"], "--threshold"),
+        ([(0, "a", "1.jpg", 0, 1, 0, 0)], ["--max-unmatched", "2"], "--max-unmatched"),
+        ([(0, "a" * 200_000, "1.jpg", 0, 1, 0, 0)], [], "cannot be read"),
         ([(0, "a", "1.jpg", 0, 1, 0, 0)], ["--out", "{}/p.csv"], "cannot be written"),
     ],
 )

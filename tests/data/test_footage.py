@@ -12,7 +12,7 @@ import pytest
 from dsvid.data import footage as footage_module
 from dsvid.data.decode import open_clip_source
 from dsvid.data.footage import UNKNOWN, check_footage, list_footage, measure_footage, read_clip, read_index
-from dsvid.data.manifest import Entry
+from dsvid.data.manifest import Entry, read_list
 from dsvid.data.traffic_generated import make_set
 from dsvid.data.window_index import WindowIndex, WindowRule
 from dsvid.data.zip_frames import ZipFrames
@@ -224,3 +224,27 @@ def test_footage_is_small_and_travels_to_other_processes() -> None:
     assert len(pickle.dumps(found)) < 10_000 * 45
     with pytest.raises(IndexError):
         found[10_000]
+
+
+def test_another_rate_is_not_taken_from_the_old_index(tmp_path: Path) -> None:
+    make_set(tmp_path / "d", {"train": 2})
+    for fps in (10.0, 30.0):
+        list(measure_footage(list_footage("dota", tmp_path / "d", fps=fps), tmp_path / "i.csv"))
+        assert (read_index(tmp_path / "i.csv", tmp_path / "d").fps == fps).all()
+    assert list(measure_footage(list_footage("dota", tmp_path / "d", fps=30.0), tmp_path / "i.csv")) == []
+
+
+def test_the_videos_that_can_be_read_become_a_list(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    for name in ('a "1".mp4', "b.mp4"):
+        write_video(tmp_path / "v" / name, 12)
+    (tmp_path / "v" / "c.mp4").write_bytes(b"")
+    found = list_footage("videos", tmp_path / "v")
+    list(measure_footage(found, tmp_path / "i.csv"))
+    assert footage_module.write_video_list(tmp_path / "l.txt", read_index(tmp_path / "i.csv", tmp_path / "v")) == 2
+    listed = read_list(tmp_path / "l.txt")
+    assert [listed.path(number) for number in range(2)] == [str(tmp_path / "v" / n) for n in ('a "1".mp4', "b.mp4")]
+    make_set(tmp_path / "d", {"train": 2})
+    list(measure_footage(list_footage("dota", tmp_path / "d"), tmp_path / "z.csv"))
+    with pytest.raises(DataError, match="a list is of videos"):
+        footage_module.write_video_list(tmp_path / "m.txt", read_index(tmp_path / "z.csv", tmp_path / "d"))

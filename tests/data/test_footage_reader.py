@@ -101,6 +101,51 @@ def test_batches_do_not_depend_on_ranks(indexed: dict[str, FootageSource]) -> No
     assert torch.equal(torch.cat(clips(2, 5)), whole)
 
 
+def ramp(height: int = 360, width: int = 640) -> torch.Tensor:
+    """Frames whose red is the column and whose green is the row, from 0 to 255 over the frame."""
+    red = torch.linspace(0, 255, width).round().expand(height, width)
+    green = torch.linspace(0, 255, height).round()[:, None].expand(height, width)
+    return torch.stack([red, green, torch.full_like(red, 77)], dim=2).to(torch.uint8).expand(2, -1, -1, -1)
+
+
+def test_aligned_clips_are_squares_of_whole_frames_with_borders(
+    indexed: dict[str, FootageSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = data(input_size=64, augment={"policy": "rand-m3-n3-mstd0.5-inc1-tdriving"})
+    reader = FootageReader(settings, both(indexed, aligned=True), opened(indexed))
+    policies = 0
+
+    def count(frames: torch.Tensor, _: np.random.Generator) -> torch.Tensor:
+        nonlocal policies
+        policies += 1
+        return frames
+
+    monkeypatch.setattr(reader, "policy", count)
+    widths, heights, bordered = [], [], 0
+    for seed in range(200):
+        clip = reader.train_item(0, ramp(), np.random.default_rng(seed)).int()
+        assert clip.shape == (2, 64, 64, 3)
+        inside = (clip[0, :, :, 2] - 77).abs().amax(dim=1) < 3  # rows of the frame; mirrored ones are darker
+        bordered += int(not inside.all())
+        red, green = clip[0, inside, :, 0], clip[0, inside, :, 1]
+        widths.append(float(red.max() - red.min()) / 255)
+        heights.append(float(green.max() - green.min()) / 255)
+    assert min(widths) > 0.8 and np.mean(widths) > 0.9, "the whole width, less a crop of 0.85 at the least"
+    assert np.mean(heights) > 0.85, "and the whole height"
+    # black, colour and reflect are 5 of 12 kinds; the other bordered ones repeat a row
+    assert 0.3 < bordered / 200 < 0.55
+    assert 0.6 < policies / 200 < 0.8
+
+
+def test_clips_that_are_not_aligned_keep_their_shape(indexed: dict[str, FootageSource]) -> None:
+    reader = FootageReader(data(input_size=64), both(indexed), opened(indexed))
+    widths = []
+    for seed in range(50):
+        red = reader.train_item(0, ramp(), np.random.default_rng(seed)).int()[0, :, :, 0]
+        widths.append(float(red.max() - red.min()) / 255)
+    assert max(widths) < 0.62, "a square of the short side is 0.5625 of the width"
+
+
 def test_a_recipe_on_footage_says_how_much_there_is(indexed: dict[str, FootageSource]) -> None:
     recipe = build_recipe(
         {

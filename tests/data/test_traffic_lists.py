@@ -50,11 +50,23 @@ def test_a_new_list_is_read_and_an_old_one_is_not_replaced(made: dict[str, Path]
     shutil.copytree(made["dota"], root)
     lists = traffic_lists.make_split("dota", root, val_share=0.5)
     for path, names in lists.items():
+        old = path.read_bytes()
         with pytest.raises(DataError, match="there already"):
-            traffic_lists.write_list(path, names, replace=False)
-        traffic_lists.write_list(path, names)
-        traffic_lists.write_list(path, names, replace=False)  # the same again
+            traffic_lists.write_lists({root / "dataset" / "new.txt": names, path: names}, replace=False)
+        assert path.read_bytes() == old and not (root / "dataset" / "new.txt").exists(), "none or all"
+        traffic_lists.write_lists({path: names}, replace=True)
+        traffic_lists.write_lists({path: names}, replace=False)  # the same again
         assert {clip.category for clip in traffic.read_dota(root, path.name)} == {"LA", "ST"}
+
+
+def test_an_old_list_does_not_stay_beside_one_that_holds_its_clips(tmp_path: Path) -> None:
+    lists = {tmp_path / "training.txt": ["1/001", "1/002"], tmp_path / "validation.txt": []}
+    (tmp_path / "validation.txt").write_bytes(b"\xff1/002\n")
+    with pytest.raises(DataError, match=r"validation\.txt is there already"):
+        traffic_lists.write_lists(lists, replace=False)
+    assert not (tmp_path / "training.txt").exists()
+    traffic_lists.write_lists(lists, replace=True)
+    assert (tmp_path / "training.txt").read_text() == "1/001\n1/002\n" and not (tmp_path / "validation.txt").exists()
 
 
 @pytest.mark.parametrize(("layout", "split"), [("dota", "train_split.txt"), ("dada", "training.txt")])
@@ -87,7 +99,8 @@ def test_the_table_joins_with_predictions(made: dict[str, Path], tmp_path: Path)
         for row, (clip, frame) in enumerate(rows):
             label = int(clip.labels[frame])
             writer.writerow([row, clip.name, clip.frames[frame], -label, label + row / 1e4, label, 0])
-    joined = anomaly_groups.join_annotations(tmp_path / "predictions.csv", tmp_path / "table.csv")
+    predictions = anomaly_groups.read_predictions(tmp_path / "predictions.csv")
+    joined = anomaly_groups.join_annotations(predictions, tmp_path / "table.csv")
     assert joined.unmatched == 0 and len(joined.label) == len(rows)
     assert (joined.flag("ego") == [clip.ego and clip.labels[frame] == 1 for clip, frame in rows]).all()
     assert (joined.flag("night") == [clip.night for clip, _ in rows]).all()

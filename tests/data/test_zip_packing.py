@@ -128,9 +128,38 @@ def test_a_dada_table_that_disagrees_with_the_zip(tmp_path: Path) -> None:
     table.write_text("\n".join([*lines[:2], ",".join(fields)]))
     clean, faulty = zip_packing.check_clips("dada", tmp_path, "training.txt")
     assert not clean.faults and "no frame is in the anomaly" in faulty.faults[0]
-    (tmp_path / "DADA2K_my_split" / "training.txt").write_text("24/099\n../x\n")
+    (tmp_path / "DADA2K_my_split" / "training.txt").write_text("24/099\nx\n")
     for item in zip_packing.check_clips("dada", tmp_path, "training.txt"):
         assert "rows of clip" in item.faults[0]
+    for names, message in (("24/001\n../x\n", "name 2"), ("24/001\n24/002\n24/001\n", "name 3")):
+        (tmp_path / "DADA2K_my_split" / "training.txt").write_text(names)
+        with pytest.raises(DataError, match=message):
+            next(zip_packing.check_clips("dada", tmp_path, "training.txt"))
+
+
+def test_label_files_that_disagree_are_named(tmp_path: Path) -> None:
+    """Training goes by the metadata, as simple-tad does; the check tells."""
+    make_set(tmp_path / "dota", {"train": 2})
+    place = tmp_path / "dota" / "dataset" / "metadata_train.json"
+    metadata = json.loads(place.read_text())
+    metadata["generated-train_000001"] |= {"anomaly_class": "ego: unknown", "num_frames": 3}
+    place.write_text(json.dumps(metadata))
+    clean, faulty = zip_packing.check_clips("dota", tmp_path / "dota", "train_split.txt", decode=False)
+    assert not clean.faults and len(faulty.faults) == 2
+    assert "UK ego in the metadata" in faulty.faults[0] and "num_frames 3, " in faulty.faults[1]
+    metadata["generated-train_000001"]["anomaly_class"] = 5
+    place.write_text(json.dumps(metadata))
+    _, faulty = zip_packing.check_clips("dota", tmp_path / "dota", "train_split.txt", decode=False)
+    assert "anomaly_class" in faulty.faults[0] or "AttributeError" in faulty.faults[0]
+
+    make_set(tmp_path / "dada", {"train": 2}, layout="dada")
+    table = tmp_path / "dada" / "annotation" / "full_anno.csv"
+    lines = table.read_text().splitlines()
+    fields = lines[1].split(",")
+    fields[-2] = str(int(fields[-2]) + 7)
+    table.write_text("\n".join([lines[0], ",".join(fields), *lines[2:]]))
+    faulty, clean = zip_packing.check_clips("dada", tmp_path / "dada", "training.txt", decode=False)
+    assert not clean.faults and f"{fields[-2]} by" in faulty.faults[0]
 
 
 def test_an_annotation_that_names_a_frame_twice_or_none(dota: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from dsvid.errors import DataError
 from dsvid.metrics import anomaly
-from dsvid.metrics.anomaly_groups import clip_groups, ego_clips, join_annotations
+from dsvid.metrics.anomaly_groups import clip_groups, ego_clips, join_annotations, read_predictions
 
 
 def frames(seed: int, count: int = 500, levels: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +97,8 @@ def tables(folder: Path, known: int = 12) -> tuple[Path, Path]:
 
 
 def test_frames_are_joined_by_clip_and_name_and_grouped(tmp_path: Path) -> None:
-    joined = join_annotations(*tables(tmp_path))
+    predictions, annotations = tables(tmp_path)
+    joined = join_annotations(read_predictions(predictions), annotations)
     assert joined.unmatched == 0 and len(joined.label) == 12
     groups = clip_groups(joined)
     assert {name: (group.clips, group.scores.frames) for name, group in groups.items()} == {
@@ -114,15 +115,19 @@ def test_frames_are_joined_by_clip_and_name_and_grouped(tmp_path: Path) -> None:
 
 
 def test_too_many_frames_without_annotation_are_an_error(tmp_path: Path) -> None:
-    paths = tables(tmp_path, known=10)
-    joined = join_annotations(*paths)
+    predictions, annotations = tables(tmp_path, known=10)
+    frames = read_predictions(predictions)
+    joined = join_annotations(frames, annotations)
     assert len(joined.label) == 10 and joined.unmatched == pytest.approx(1 / 6)
     with pytest.raises(DataError, match=r"16\.7%"):
-        join_annotations(*paths, max_unmatched=0.15)
+        join_annotations(frames, annotations, max_unmatched=0.15)
+    annotations.write_text(annotations.read_text().replace(".jpg", ".png"))
+    with pytest.raises(DataError, match=r"100\.0%"):
+        join_annotations(frames, annotations, max_unmatched=1.0)
 
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
-    predictions, annotations = tables(tmp_path)
+    predictions, _ = tables(tmp_path)
     predictions.write_text(predictions.read_text().replace("logits_risk", "risk"))
     with pytest.raises(DataError, match="also logits_risk"):
-        join_annotations(predictions, annotations)
+        read_predictions(predictions)

@@ -149,7 +149,9 @@ def check_losses(folder: Path, case: Json) -> None:
 @recognises(_inputs("predictions", "annotations", "thresholds"))
 def check_metrics(folder: Path, case: Json) -> None:
     inputs, expected = case["inputs"], case["expected"]
-    frames = anomaly_groups.join_annotations(folder / inputs["predictions"], folder / inputs["annotations"])
+    predictions = anomaly_groups.read_predictions(folder / inputs["predictions"])
+    frames = anomaly_groups.join_annotations(predictions, folder / inputs["annotations"])
+    assert predictions.repeated == 0
     assert frames.unmatched == 0
     _check_engine(_single_precision_risk(folder / inputs["predictions"]), frames.label, expected["engine"])
     ours = anomaly.anomaly_scores(frames.score, frames.label)
