@@ -93,10 +93,10 @@ def draw_drive(seed: int, split: str, number: int, fps: int = DOTA_FPS) -> Drive
     tick = 10 / fps
     frames = round(int(rng.integers(*TENTHS, endpoint=True)) / tick)
     inside = _draw_interval(rng, frames, tick) & (number % 2 == 1)
-    speed = rng.uniform(2.2, 3.2)
+    speed = rng.uniform(2.4, 3.4)
     own_forward, own_side = np.full(frames, speed), _lane_changes(rng, frames, tick)
     cars = []
-    for place in range(int(rng.integers(2, 4))):
+    for place in range(int(rng.integers(1, 3))):
         forward, side = np.full(frames, speed + rng.uniform(-0.4, 0.4)), _lane_changes(rng, frames, tick)
         if place == 0 and not ego:
             forward, side = _misbehave(rng, deed, inside, forward, side, tick)
@@ -112,8 +112,8 @@ def draw_drive(seed: int, split: str, number: int, fps: int = DOTA_FPS) -> Drive
             Car(
                 x=_travel(rng, side - own_side, tick),
                 y=_travel(rng, own_forward - forward, tick),
-                width=rng.uniform(12, 15),
-                length=rng.uniform(18, 23),
+                width=rng.uniform(14, 18),
+                length=rng.uniform(20, 26),
                 look=int(rng.integers(1 << 30)),
             )
             for forward, side in cars
@@ -146,7 +146,7 @@ def _misbehave(
     rng: np.random.Generator, deed: str, inside: NDArray[np.bool_], forward: Array, side: Array, tick: float
 ) -> tuple[Array, Array]:
     """(forward, sideways) speeds [T] with the deed in them where `inside`."""
-    swerve = rng.choice([-1, 1]) * rng.uniform(3.0, 4.0)
+    swerve = rng.choice([-1, 1]) * rng.uniform(3.4, 4.4)
     # back again after a while: a swerve to one side for a second would be a new lane
     turned = np.cumsum(inside) * tick > rng.uniform(7, 12)
     if deed == "stop":
@@ -202,7 +202,7 @@ def _paint_car(pictures: Array32, car: Car) -> None:
     rng = np.random.default_rng(car.look)
     body, stripe = rng.uniform(20, 240, size=(2, 3)).astype(np.float32)
     waves, phase = rng.uniform(1.5, 3), rng.uniform(0, 6)
-    columns, rows = np.arange(-9, 10), np.arange(-13, 14)  # farther from the centre than half of any car
+    columns, rows = np.arange(-10, 11), np.arange(-14, 15)  # farther from the centre than half of any car
     for picture, x, y in zip(pictures, car.x, car.y, strict=True):
         u = (columns + round(x) - x).astype(np.float32)[None, :]
         v = (rows + round(y) - y).astype(np.float32)[:, None]
