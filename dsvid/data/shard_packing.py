@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dsvid.data.manifest import Manifest
-from dsvid.data.shard_samples import BLOCK, PackOptions, Sample, listed_path, pack_sample
+from dsvid.data.shard_samples import BLOCK, PackOptions, Sample, listed_path, pack_sample, source_bytes
 from dsvid.data.shards import (
     ANEW,
     BAD,
@@ -37,6 +37,7 @@ from dsvid.data.shards import (
     UNFINISHED,
     VERSION,
     Table,
+    open_shards,
     read_about,
     shard_name,
 )
@@ -53,12 +54,13 @@ LOCK = ".lock"
 
 @dataclass
 class Part:
-    """What the index says of one shard, or of samples at the end that no shard holds: lines `samples` and `frames`
-    (`first` counted from the part's own frames), causes of bad samples by number, bytes of the shard (0: no shard).
+    """What the index says of one shard, or of samples at the end that no shard holds: its lines of samples.npy
+    (`first` counted from the part's own frames), how many it has of frames.npy, causes of bad samples by number, bytes
+    of the shard (0: no shard), samples with a remark.
     """
 
     samples: Table
-    frames: Table
+    frames: int
     bad: dict[int, str]
     size: int
     notes: int = 0
@@ -111,6 +113,7 @@ class Packing:
         if jobs < 1:
             raise DataError("--jobs", found=jobs, expected="at least 1")
         if self.finished:
+            self._tidy()  # where a call was stopped at the very end
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(self.folder):
@@ -157,7 +160,8 @@ class Packing:
         path = self.folder / shard_name(number)
         publish_file(path, write)
         part = _part(taken, path.stat().st_size)
-        publish_file(path.with_suffix(".npz"), partial(_write_part, part))
+        rows = np.concatenate([sample.rows for sample in taken])
+        publish_file(path.with_suffix(".npz"), partial(_write_part, part, rows))
         return part
 
     def _write_index(self) -> None:
@@ -166,14 +170,14 @@ class Packing:
             raise DataError(f"{self.manifest.source}: no video can be read", found=next(iter(bad.values())),
                             expected="videos that can be decoded", fix="--root says where they are")  # fmt: skip
         samples = np.concatenate([part.samples for part in self.parts])
-        ends = np.cumsum([0, *(len(part.frames) for part in self.parts)])
+        ends = np.cumsum([0, *(part.frames for part in self.parts)])
         starts = np.repeat(ends[:-1], [len(part.samples) for part in self.parts])
         samples["first"] += starts
         frames = int(ends[-1])
         paths = [listed_path(self.manifest, number) for number in range(len(self.manifest))]
         lines = [json.dumps({"sample": number, "path": paths[number], "error": bad[number]}) for number in sorted(bad)]
         publish_file(self.folder / SAMPLES, lambda out: np.save(out, samples))
-        publish_file(self.folder / FRAMES, lambda out: _write_frames(out, frames, self.parts))
+        publish_file(self.folder / FRAMES, lambda out: self._write_frames(out, frames))
         publish_file(self.folder / PATHS, lambda out: out.write("".join(f"{path}\n" for path in paths).encode()))
         publish_file(self.folder / BAD, lambda out: out.write("".join(f"{line}\n" for line in lines).encode()))
         sizes = [part.size for part in self.parts if part.size]
@@ -185,14 +189,26 @@ class Packing:
                 "frames": frames,
                 "source_frames": int(samples["frames"].sum()),
             },
-            "bytes": {"before": _source_bytes(samples, paths), "after": sum(sizes)},
+            "bytes": {"before": _packed_bytes(samples, paths), "after": sum(sizes)},
             "files": {name: _facts(self.folder / name) for name in (SAMPLES, FRAMES, PATHS, BAD)},
             "shards": sizes,
         }
         publish_json(self.folder / INDEX, about)
-        (self.folder / UNFINISHED).unlink()
-        for shard in range(len(sizes)):
-            (self.folder / shard_name(shard)).with_suffix(".npz").unlink()
+        self._tidy()
+
+    def _write_frames(self, out: BinaryIO, frames: int) -> None:
+        """frames.npy from what stands beside the shards: for a large list too much to be held."""
+        about = {"descr": np.lib.format.dtype_to_descr(FRAME), "fortran_order": False, "shape": (frames,)}
+        np.lib.format.write_array_header_1_0(out, about)
+        for shard in range(sum(part.size > 0 for part in self.parts)):
+            with np.load((self.folder / shard_name(shard)).with_suffix(".npz"), allow_pickle=False) as content:
+                out.write(content["frames"].tobytes())
+
+    def _tidy(self) -> None:
+        """Remove what only an unfinished packing needs."""
+        (self.folder / UNFINISHED).unlink(missing_ok=True)
+        for left in self.folder.glob("shard-*.npz"):
+            left.unlink()
 
     # ---- what is there already -------------------------------------------------------------------------------------
 
@@ -205,6 +221,7 @@ class Packing:
             self._same(about, self.purpose)
             for shard, size in enumerate(about["shards"]):
                 self._whole(shard, size)
+            self._unchanged(open_shards(self.folder).samples)
             return True
         if (self.folder / UNFINISHED).is_file():
             self._take_over()
@@ -214,7 +231,8 @@ class Packing:
         return False
 
     def _others(self) -> list[str]:
-        return sorted(item.name for item in self.folder.iterdir() if item.name != LOCK)
+        ours = (LOCK, f".{UNFINISHED}-")
+        return sorted(item.name for item in self.folder.iterdir() if not item.name.startswith(ours))
 
     def _take_over(self) -> None:
         path = self.folder / UNFINISHED
@@ -227,6 +245,7 @@ class Packing:
             parts.append(part)
         if parts:  # where nothing is finished there is nothing that could not fit
             self._same(before if isinstance(before, dict) else {}, self._place())
+            self._unchanged(np.concatenate([part.samples for part in parts]))
         self.parts = parts
 
     @staticmethod
@@ -260,12 +279,22 @@ class Packing:
                             found="nothing there" if found is None else f"{found} bytes", expected=f"{size} bytes",
                             fix=ANEW)  # fmt: skip
 
+    def _unchanged(self, samples: Table) -> None:
+        """Whether the sources that are still there are those that were packed, by their sizes."""
+        for number in np.flatnonzero(samples["shard"] >= 0).tolist():
+            before, now = int(samples["source_bytes"][number]), source_bytes(self.manifest[number])
+            if now not in (0, before):
+                raise DataError(f"{self.manifest.path(number)}: changed since it was packed into {self.folder}",
+                                found=f"{now} bytes", expected=f"{before} bytes",
+                                fix="name another folder, or remove this one")  # fmt: skip
+
     def _clear_scratch(self) -> None:
-        for left in self.folder.glob(".shard-*-*"):
-            left.unlink()
+        for name in ("shard-*", INDEX, SAMPLES, FRAMES, PATHS, BAD, UNFINISHED):
+            for left in self.folder.glob(f".{name}-*"):
+                left.unlink()
 
 
-def _source_bytes(samples: Table, paths: list[str]) -> int:
+def _packed_bytes(samples: Table, paths: list[str]) -> int:
     """Bytes of the sources of what was packed; a file of which several parts were listed counts once."""
     sizes = samples["source_bytes"].tolist()
     packed = (samples["shard"] >= 0).tolist()
@@ -283,15 +312,16 @@ def _put(sample: Sample, shard: int, offset: int) -> None:
 def _part(taken: list[Sample], size: int) -> Part:
     samples = np.concatenate([sample.row for sample in taken])
     samples["first"] = np.cumsum([0, *(len(sample.rows) for sample in taken)])[:-1]
-    frames = np.concatenate([sample.rows for sample in taken])
     bad = {sample.number: sample.error for sample in taken if sample.error}
-    return Part(samples, frames, bad, size, sum(bool(sample.note) for sample in taken))
+    return Part(
+        samples, sum(len(sample.rows) for sample in taken), bad, size, sum(bool(sample.note) for sample in taken)
+    )
 
 
-def _write_part(part: Part, out: BinaryIO) -> None:
+def _write_part(part: Part, rows: Table, out: BinaryIO) -> None:
     facts = {"bad": {str(number): cause for number, cause in part.bad.items()}, "size": part.size, "notes": part.notes}
     text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
-    np.savez(out, samples=part.samples, frames=part.frames, facts=text)
+    np.savez(out, samples=part.samples, frames=rows, facts=text)
 
 
 def _read_part(shard: Path, first: int) -> Part | None:
@@ -300,19 +330,12 @@ def _read_part(shard: Path, first: int) -> Part | None:
         with np.load(shard.with_suffix(".npz"), allow_pickle=False) as content:
             facts = json.loads(content["facts"].tobytes())
             bad = {int(number): cause for number, cause in facts["bad"].items()}
-            part = Part(content["samples"], content["frames"], bad, facts["size"], facts["notes"])
-        whole = shard.stat().st_size == part.size and part.samples.dtype == SAMPLE and part.frames.dtype == FRAME
+            rows = content["frames"]
+            part = Part(content["samples"], len(rows), bad, facts["size"], facts["notes"])
+        whole = shard.stat().st_size == part.size and part.samples.dtype == SAMPLE and rows.dtype == FRAME
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None
     return part if whole and all(number >= first for number in bad) else None
-
-
-def _write_frames(out: BinaryIO, frames: int, parts: list[Part]) -> None:
-    """The .npy of all parts, which are never held twice."""
-    about = {"descr": np.lib.format.dtype_to_descr(FRAME), "fortran_order": False, "shape": (frames,)}
-    np.lib.format.write_array_header_1_0(out, about)
-    for part in parts:
-        out.write(part.frames.tobytes())
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def pack_sample(manifest: Manifest, options: PackOptions, number: int) -> Sample
     entry = manifest[number]
     sample = Sample(number, np.zeros(1, SAMPLE))
     sample.row[["shard", "label", "line"]] = (-1, entry.label, manifest.line_number(number))
-    sample.row["source_bytes"] = _source_bytes(entry)
+    sample.row["source_bytes"] = source_bytes(entry)
     decoder, _ = choose_decoder(options.decoder)
     try:
         with open_clip_source(entry, decoder, frame_name=options.frame_name, frame_start=options.frame_start) as source:
@@ -122,7 +122,8 @@ def listed_path(manifest: Manifest, number: int) -> str:
     return path[len(base) :] if path.startswith(base) else path
 
 
-def _source_bytes(entry: Entry) -> int:
+def source_bytes(entry: Entry) -> int:
+    """Bytes of a video or of a folder's pictures; 0 where it is not there."""
     try:
         if os.path.isdir(entry.path):
             return sum(item.stat().st_size for item in os.scandir(entry.path) if item.is_file())

@@ -107,10 +107,11 @@ class ShardFolder:
         samples = np.load(io.BytesIO(self._verified(SAMPLES)), allow_pickle=False)
         self.samples: Table = samples
         self.frames: Table = self._map_frames()
-        self._check_tables()
-        self.paths = self._verified(PATHS).decode().split("\n")[: len(samples)]
+        self._paths = self._verified(PATHS)
+        self._path_ends = np.flatnonzero(np.frombuffer(self._paths, np.uint8) == ord("\n"))
         lines = self._verified(BAD).decode().splitlines()
         self.bad: dict[int, str] = {entry["sample"]: entry["error"] for entry in map(parse_json, lines)}
+        self._check_tables()
         self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -124,10 +125,15 @@ class ShardFolder:
         """The samples as a list: labels and paths as the packed list had them; sample i is entry i."""
         manifest = Manifest(str(self.folder), self.sha256, Path())
         manifest.packed = str(self.folder)
-        columns = zip(self.paths, self.samples["label"].tolist(), self.samples["line"].tolist(), strict=True)
-        for path, label, line in columns:
-            manifest.append(Entry(path, label, 0, -1, "packed"), line)
+        labels, lines = self.samples["label"].tolist(), self.samples["line"].tolist()
+        for sample, (label, line) in enumerate(zip(labels, lines, strict=True)):
+            manifest.append(Entry(self.path(sample), label, 0, -1, "packed"), line)
         return manifest
+
+    def path(self, sample: int) -> str:
+        """The path of a sample's source, as the packed list had it."""
+        start = int(self._path_ends[sample - 1]) + 1 if sample else 0
+        return self._paths[start : int(self._path_ends[sample])].decode()
 
     def rows(self, sample: int) -> Table:
         """FRAME [kept] of a sample. Raises DataError where they are damaged."""
@@ -138,17 +144,17 @@ class ShardFolder:
                             fix=ANEW)  # fmt: skip
         return rows
 
-    def member(self, sample: int, suffix: str, row: np.void) -> memoryview:
+    def shard_of(self, sample: int) -> memoryview:
+        """The mapped shard of a sample; it stays mapped while this view is there. Raises DataError."""
+        return memoryview(self._map(int(self.samples[sample]["shard"])))
+
+    def member(self, shard: memoryview, sample: int, suffix: str, offset: int, size: int, crc: int) -> memoryview:
         """The bytes of a member, in a buffer of their own, their checksum verified. Raises DataError."""
-        shard = int(self.samples[sample]["shard"])
-        opened = self._map(shard)
-        offset, size = int(row["offset"]), int(row["size"])
-        if offset < 0 or offset + size > len(opened):
+        if offset < 0 or offset + size > len(shard):
             self.refuse(sample, suffix, "it ends behind the shard's end")
-        with memoryview(opened) as whole:
-            # a copy: decoders want a buffer that may be written to, and a map of that kind would be charged as memory
-            data = bytearray(whole[offset : offset + size])
-        if zlib.crc32(data) != row["crc"]:
+        # a copy: decoders want a buffer that may be written to, and a map of that kind would be charged as memory
+        data = bytearray(shard[offset : offset + size])
+        if zlib.crc32(data) != crc:
             self.refuse(sample, suffix, "its checksum is wrong: the shard is damaged")
         return memoryview(data)
 
@@ -156,7 +162,7 @@ class ShardFolder:
         """Raise the DataError of a member."""
         shard = self.folder / shard_name(int(self.samples[sample]["shard"]))
         raise DataError(
-            f"{shard}: {member_key(sample)}.{suffix} ({self.paths[sample]})",
+            f"{shard}: {member_key(sample)}.{suffix} ({self.path(sample)})",
             found=found,
             expected="the bytes that were packed",
             fix=ANEW,
@@ -208,7 +214,7 @@ class ShardFolder:
             if path.stat().st_size != about["bytes"]:
                 raise ValueError(f"{path.stat().st_size} bytes, {about['bytes']} expected")
             # an empty array cannot be mapped, but then there is no index either: one sample at least was readable
-            frames: Table = np.load(path, mmap_mode="r", allow_pickle=False)
+            frames: Table = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)  # its slices cost less
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: damaged", found=error, fix=ANEW) from error
         return frames
@@ -219,9 +225,11 @@ class ShardFolder:
         if sound:
             ends = samples["first"] + samples["kept"]
             sound = bool((samples["first"] >= 0).all() and (samples["kept"] >= 0).all() and (ends <= len(frames)).all()
-                         and (samples["shard"] < len(self.about["shards"])).all())  # fmt: skip
+                         and (samples["shard"] < len(self.about["shards"])).all()
+                         and set(np.flatnonzero(samples["shard"] < 0).tolist()) == self.bad.keys()
+                         and len(self._path_ends) == len(samples))  # fmt: skip
         if not sound:
-            raise DataError(f"{self.folder}: {SAMPLES} and {FRAMES} do not fit each other", fix=AGAIN)
+            raise DataError(f"{self.folder}: the files of the index do not fit each other", fix=AGAIN)
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -265,7 +273,7 @@ class PackedSource:
     def __init__(self, folder: ShardFolder, sample: int) -> None:
         self._folder, self._sample = folder, sample
         if sample in folder.bad:
-            raise DataError(f"{folder.paths[sample]}: could not be read when it was packed", found=folder.bad[sample])
+            raise DataError(f"{folder.path(sample)}: could not be read when it was packed", found=folder.bad[sample])
         about = folder.samples[sample]
         self.frames = int(about["frames"])
         self.fps = float(about["fps"]) or None
@@ -277,29 +285,30 @@ class PackedSource:
         """The pictures nearest in time to frames of the source, uint8 [T, H, W, 3]. Raises DataError."""
         wanted = np.asarray(indices, dtype=np.int64)
         if len(wanted) == 0 or int(wanted.min()) < 0 or int(wanted.max()) >= self.frames:
-            path = self._folder.paths[self._sample]
+            path = self._folder.path(self._sample)
             raise DataError(f"{path}: frames {wanted.tolist()} of a video of {self.frames} frames")
         places = wanted
         if len(self._rows) < self.frames:
             places = np.searchsorted(self._rows["nearest_from"], wanted, side="right") - 1
         if not self._rows["size"][places].all():
             gone = places[self._rows["size"][places] == 0].tolist()
-            raise DataError(f"{self._folder.paths[self._sample]}: frames that could not be decoded when it was packed",
+            raise DataError(f"{self._folder.path(self._sample)}: frames that could not be decoded when it was packed",
                             found=f"kept frames {gone}")  # fmt: skip
         return self._read_jpeg(places) if self._folder.codec == "jpeg" else self._read_video(places)
 
     def _read_jpeg(self, places: NDArray[np.int64]) -> Pixels:
         pictures = np.empty((len(places), *self._size), dtype=np.uint8)
+        shard = self._folder.shard_of(self._sample)
         done: dict[int, int] = {}
-        for to, place in enumerate(places.tolist()):
+        for to, (place, row) in enumerate(zip(places.tolist(), self._rows[places].tolist(), strict=True)):
             earlier = done.setdefault(place, to)
-            pictures[to] = self._picture(place) if earlier == to else pictures[earlier]
+            pictures[to] = self._picture(shard, place, *row[:3]) if earlier == to else pictures[earlier]
         return pictures
 
-    def _picture(self, place: int) -> Pixels:
+    def _picture(self, shard: memoryview, place: int, offset: int, size: int, crc: int) -> Pixels:
         suffix = f"{place:05}.jpg"
         try:
-            picture = decode_picture(self._folder.member(self._sample, suffix, self._rows[place]))
+            picture = decode_picture(self._folder.member(shard, self._sample, suffix, offset, size, crc))
         except PictureError as error:
             self._folder.refuse(self._sample, suffix, error, error)
         if picture.shape != self._size:
@@ -310,7 +319,8 @@ class PackedSource:
         # frames that could not be decoded are not in the video
         inside = np.cumsum(self._rows["size"] > 0) - 1
         if self._video is None:
-            data = self._folder.member(self._sample, "mp4", self._rows[places[0]])
+            shard = self._folder.shard_of(self._sample)
+            data = self._folder.member(shard, self._sample, "mp4", *self._rows[places[0]].item()[:3])
             name = f"{self._folder.folder}: {member_key(self._sample)}.mp4"
             try:
                 self._video = PyavSource(name, io.BytesIO(data))

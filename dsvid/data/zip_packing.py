@@ -5,7 +5,10 @@ Knows where labels say which frames there are, and nothing else of them.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -58,6 +61,10 @@ _work: Callable[[Any], Any] | None = None
 def _set_work(work: Callable[[Any], Any]) -> None:
     global _work
     _work = work
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(
+            1, signal.SIGKILL
+        )  # PR_SET_PDEATHSIG: nobody else would end it when the caller is killed
 
 
 def _do_work(item: Any) -> Any:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
 import tarfile
+import time
 import zlib
 from pathlib import Path
 
@@ -145,6 +148,42 @@ def test_a_packing_that_was_stopped_goes_on(listed: Path, tmp_path: Path, after:
 
 
 @pytest.mark.usefixtures("small_shards")
+def test_a_packing_that_was_killed_goes_on_and_leaves_no_process(listed: Path, tmp_path: Path) -> None:
+    pack(listed, tmp_path / "whole")
+    out, pids = tmp_path / "out", tmp_path / "pids"
+
+    def packs() -> None:
+        def tell(sample: Sample) -> None:
+            if sample.number == 3:
+                pids.write_text(" ".join(str(child.pid) for child in multiprocessing.active_children()))
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Packing(read_list(listed), out, SMALL).run(2, tell)
+
+    process = multiprocessing.get_context("fork").Process(target=packs)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    helpers = [int(pid) for pid in pids.read_text().split()]
+    assert len(helpers) == 2
+    until = time.monotonic() + 20
+    while any(runs(pid) for pid in helpers) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not [pid for pid in helpers if runs(pid)]
+    assert [path.name for path in out.glob("*.tar")] == ["shard-000000.tar"] and list(out.glob(".shard-000001*"))
+    assert pack(listed, out).finished
+    assert content(out) == content(tmp_path / "whole")
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and no zombie, which its new parent may leave for a while."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.usefixtures("small_shards")
 def test_a_shard_that_was_cut_since_is_packed_again(listed: Path, tmp_path: Path) -> None:
     pack(listed, tmp_path / "whole")
     out = tmp_path / "out"
@@ -196,6 +235,17 @@ def test_a_finished_folder_is_kept_or_refused(listed: Path, tmp_path: Path) -> N
     (out / "shard-000000.tar").unlink()
     with pytest.raises(DataError, match="not the shard that was packed"):
         Packing(read_list(listed), out, SMALL)
+
+
+def test_a_source_that_changed_is_noticed(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", 5)
+    (tmp_path / "list.csv").write_text("a.mp4 0\n")
+    pack(tmp_path / "list.csv", tmp_path / "out")
+    write_video(tmp_path / "a.mp4", 9)
+    with pytest.raises(DataError, match=r"a\.mp4: changed since it was packed"):
+        Packing(read_list(tmp_path / "list.csv"), tmp_path / "out", SMALL)
+    (tmp_path / "a.mp4").unlink()
+    assert Packing(read_list(tmp_path / "list.csv"), tmp_path / "out", SMALL).finished, "the shards are all one needs"
 
 
 def test_two_calls_do_not_fill_one_folder(listed: Path, tmp_path: Path) -> None:

@@ -18,10 +18,12 @@ from PIL import Image
 
 from dsvid.data import shards
 from dsvid.data.decode import PyavSource, open_clip_source
+from dsvid.data.feature_files import output_names
 from dsvid.data.manifest import Entry, open_split, read_list
 from dsvid.data.reader import ClipReader
 from dsvid.data.shard_packing import Packing
 from dsvid.data.shard_samples import PackOptions
+from dsvid.data.windows import read_videos
 from dsvid.errors import DataError
 from dsvid.recipe import DataConfig
 
@@ -150,6 +152,14 @@ def test_the_list_s_hash_is_the_index_s(packed: Path) -> None:
     with pytest.raises(DataError, match="line 3: the label does not fit") as caught:
         manifest.check_labels(1)
     assert str(packed) in caught.value.what
+
+
+def test_features_of_packed_videos_have_the_names_of_the_list(packed: Path) -> None:
+    manifest = read_videos(str(packed))
+    names = output_names(manifest, ".npz")
+    assert names[3] == "broken.npz" and names[5] == "jitter.npz" and len(set(names)) == 6
+    with open_clip_source(manifest[5], "pyav") as source:
+        assert source.frames == 40
 
 
 # ---- processes -----------------------------------------------------------------------------------------------------
