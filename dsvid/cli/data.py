@@ -1,4 +1,4 @@
-"""`dsvid data`: prepares lists of videos for training; `pack` writes them as shards that are read many times faster."""
+"""`dsvid data`: prepares lists of videos for training; `pack` writes them as shards that hold JPEGs or small mp4s."""
 
 from __future__ import annotations
 

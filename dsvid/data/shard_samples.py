@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsvid.data import augment
-from dsvid.data.decode import ClipSource, PyavSource, choose_decoder, open_clip_source, quiet_decoders
+from dsvid.data.decode import ClipSource, PyavSource, choose_decoder, open_clip_source, quiet_decoders, unreadable
 from dsvid.data.manifest import Entry, Manifest
 from dsvid.data.shards import FRAME, SAMPLE, Table, member_key
 from dsvid.data.video_writer import open_writer
@@ -34,7 +34,9 @@ CODECS = ("jpeg", "h264")
 JPEG_QUALITY = 90
 KEY_EVERY = 12  # frames: what a clip in the middle of a packed mp4 costs at most in frames that are thrown away
 READ_BYTES = 256 << 20  # decoded pictures held at a time
+MAX_FPS = 1000
 SPARE_FPS = 25.0  # of an mp4 whose source says no rate; its frames keep their numbers
+ROUNDING_S = 1e-9  # times are binary fractions: what is meant as a middle must not be decided by their last digits
 BLOCK = tarfile.BLOCKSIZE
 _MAX_MEMBER = (1 << 32) - 1
 
@@ -69,8 +71,8 @@ class PackOptions:
         ):
             if not least <= value <= most:
                 raise DataError(name, found=value, expected=f"{least} .. {most}")
-        if self.fps is not None and not (math.isfinite(self.fps) and self.fps > 0):
-            raise DataError("--fps", found=self.fps, expected="frames a second, more than 0")
+        if self.fps is not None and not 0 < self.fps <= MAX_FPS:
+            raise DataError("--fps", found=self.fps, expected=f"frames a second, more than 0, at most {MAX_FPS}")
         choose_decoder(self.decoder)
         return PackOptions(**{**asdict(self), "quality": quality})
 
@@ -82,7 +84,7 @@ class Sample:
     number: int
     row: Table
     rows: Table = field(default_factory=lambda: np.zeros(0, FRAME))
-    data: bytes = b""
+    data: bytes | bytearray = b""
     error: str = ""
     note: str = ""
 
@@ -173,7 +175,7 @@ def _frame_rows(kept: _Kept, missing: dict[int, str], encoded: list[tuple[str, b
     return rows
 
 
-def write_members(key: str, members: list[tuple[str, bytes]]) -> tuple[bytes, list[int]]:
+def write_members(key: str, members: list[tuple[str, bytes]]) -> tuple[bytearray, list[int]]:
     """Tar members `key.suffix` in one piece, and where in it the content of each begins."""
     out, places = bytearray(), []
     for suffix, data in members:
@@ -186,7 +188,7 @@ def write_members(key: str, members: list[tuple[str, bytes]]) -> tuple[bytes, li
         places.append(len(out))
         out += data
         out += bytes(-len(data) % BLOCK)
-    return bytes(out), places
+    return out, places
 
 
 # ---- which frames --------------------------------------------------------------------------------------------------
@@ -207,11 +209,14 @@ def _seconds(entry: Entry, source: ClipSource) -> NDArray[np.float64] | None:
     """The time of each frame in seconds after the first; None for folders of pictures."""
     if os.path.isdir(entry.path):
         return None
-    index = PyavSource(entry.path)
     try:
-        seconds = index.seconds()
-    finally:
-        index.close()
+        index = PyavSource(entry.path)
+    except DataError:
+        raise
+    except Exception as error:  # av.error.*
+        raise unreadable(entry.path, error) from error
+    seconds = index.seconds()
+    index.close()
     first = max(entry.start, 0) if entry.total > 0 else 0
     part: NDArray[np.float64] = seconds[first : first + source.frames]
     if len(part) != source.frames:
@@ -222,8 +227,10 @@ def _seconds(entry: Entry, source: ClipSource) -> NDArray[np.float64] | None:
 
 def thin(seconds: NDArray[np.float64], fps: float) -> NDArray[np.int64]:
     """The numbers of the frames that are nearest to the times k / fps; of two that are equally near the earlier."""
-    wanted = np.arange(math.floor(float(seconds[-1]) * fps + 0.5) + 1) / fps
-    return np.unique(_nearest(seconds, wanted))
+    # how many of the k / fps lie up to the end of each frame's part of the time; a list of them could be of any length
+    middles = (seconds[:-1] + seconds[1:]) / 2
+    upto = np.append(np.floor((middles + ROUNDING_S) * fps), math.floor(float(seconds[-1]) * fps + 0.5)) + 1
+    return np.flatnonzero(np.diff(upto, prepend=0) > 0)
 
 
 def nearest_from(seconds: NDArray[np.float64], kept: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -236,8 +243,7 @@ def nearest_from(seconds: NDArray[np.float64], kept: NDArray[np.int64]) -> NDArr
 def _nearest(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.int64]:
     """The place in ascending `times` that is nearest to each wanted one."""
     middles = (times[:-1] + times[1:]) / 2
-    # times are sums of binary fractions: what is meant as the middle must not be decided by their last digits
-    return np.searchsorted(middles, wanted - 1e-9, side="left")
+    return np.searchsorted(middles, wanted - ROUNDING_S, side="left")
 
 
 # ---- pictures ------------------------------------------------------------------------------------------------------

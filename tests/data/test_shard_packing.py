@@ -237,6 +237,18 @@ def test_a_finished_folder_is_kept_or_refused(listed: Path, tmp_path: Path) -> N
         Packing(read_list(listed), out, SMALL)
 
 
+def test_a_file_of_which_two_parts_are_listed_counts_once(tmp_path: Path) -> None:
+    size = write_video(tmp_path / "a.mp4", 30).stat().st_size
+    (tmp_path / "list.csv").write_text("path start total label\na.mp4 0 10 0\na.mp4 10 15 1\n")
+    pack(tmp_path / "list.csv", tmp_path / "out")
+    about = open_shards(tmp_path / "out").about
+    assert about["bytes"]["before"] == size and about["counts"]["frames"] == 25
+    with open_clip_source(open_split(str(tmp_path / "out"), "train")[1], "pyav") as source:
+        assert [read_number(picture) for picture in source.read([0, 14])] == [10, 24]
+    with tarfile.open(tmp_path / "out" / "shard-000000.tar") as shard:
+        assert json.load(shard.extractfile("000000001.json"))["seconds"][:2] == [0.0, 0.04]  # type: ignore[arg-type]
+
+
 def test_a_source_that_changed_is_noticed(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", 5)
     (tmp_path / "list.csv").write_text("a.mp4 0\n")
@@ -303,6 +315,7 @@ def test_packed_shards_are_not_packed_again(listed: Path, tmp_path: Path) -> Non
         ({"fps": -1.0}, "--fps"),
         ({"fps": float("nan")}, "--fps"),
         ({"fps": float("inf")}, "--fps"),
+        ({"fps": 1001.0}, "--fps"),
         ({"shard_mb": 0}, "--shard-mb"),
     ],
 )
@@ -332,6 +345,7 @@ def test_the_frames_nearest_to_the_wanted_times_are_kept() -> None:
     assert thin(seconds, 25.0).tolist() == list(range(10)) == thin(seconds, 100.0).tolist()
     assert thin(seconds, 12.5).tolist() == [0, 2, 4, 6, 8, 9]
     assert thin(seconds, 0.001).tolist() == [0]
+    assert thin(np.array([0.0, 1.0, 1e12]), 1000.0).tolist() == [0, 1, 2], "a time stamp out of all proportion"
     irregular = np.array([0, 0.1, 0.11, 0.5, 2.0])
     assert thin(irregular, 10.0).tolist() == [0, 1, 2, 3, 4]
     assert thin(irregular, 2.0).tolist() == [0, 3, 4]

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numbered_videos import read_number, write_video
 from PIL import Image
 
 from dsvid.data import shards
 from dsvid.data.decode import PyavSource, open_clip_source
 from dsvid.data.feature_files import output_names
+from dsvid.data.loader import TrainLoader
 from dsvid.data.manifest import Entry, open_split, read_list
 from dsvid.data.reader import ClipReader
 from dsvid.data.shard_packing import Packing
@@ -177,6 +179,19 @@ def test_other_processes_read_too(packed: Path, method: str) -> None:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:
         assert pool.submit(numbers_of, manifest[1]).result() == [64, 73]
     assert numbers_of(manifest[1]) == [64, 73]
+
+
+def test_loader_processes_give_the_same_batches(packed: Path) -> None:
+    settings = {"train": str(packed), "num_frames": 4, "sampling_rate": 2, "input_size": 32, "max_bad_fraction": 1.0}
+    plain, worker = (
+        iter(TrainLoader(DataConfig(**settings, num_workers=workers), seed=1, batch_total=4, batch_micro=4))
+        for workers in (0, 1)
+    )
+    for _ in range(3):
+        one, other = next(plain), next(worker)
+        assert torch.equal(one["clip"], other["clip"]) and torch.equal(one["label"], other["label"])
+        assert one["bad"] == other["bad"]
+    worker.close()  # type: ignore[attr-defined]
 
 
 def test_a_copy_of_the_reader_copies_no_data(packed: Path) -> None:
