@@ -9,11 +9,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
@@ -49,7 +50,6 @@ from dsvid.publish import publish_file, publish_json
 ESTIMATED_FROM = 3  # videos that are packed for the estimate of the room needed
 RESULTS_AHEAD = 2  # finished videos a process that wait for their turn: each is megabytes
 SHARD_END = bytes(2 * BLOCK)
-LOCK = ".lock"
 
 
 @dataclass
@@ -117,7 +117,10 @@ class Packing:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(self.folder):
-            self._clear_scratch()
+            self.finished = self._look()  # another call may have gone on since
+            if self.finished:
+                return
+            self._clear()
             publish_json(self.folder / UNFINISHED, self._place())
             work = partial(pack_sample, self.manifest, self.options)
             samples = run_parallel(work, range(self.done, len(self.manifest)), jobs, ahead=RESULTS_AHEAD * jobs)
@@ -231,8 +234,7 @@ class Packing:
         return False
 
     def _others(self) -> list[str]:
-        ours = (LOCK, f".{UNFINISHED}-")
-        return sorted(item.name for item in self.folder.iterdir() if not item.name.startswith(ours))
+        return sorted(item.name for item in self.folder.iterdir() if not item.name.startswith(f".{UNFINISHED}-"))
 
     def _take_over(self) -> None:
         path = self.folder / UNFINISHED
@@ -288,7 +290,11 @@ class Packing:
                                 found=f"{now} bytes", expected=f"{before} bytes",
                                 fix="name another folder, or remove this one")  # fmt: skip
 
-    def _clear_scratch(self) -> None:
+    def _clear(self) -> None:
+        """Remove what stopped calls left: half-written files, and shards behind one that was lost."""
+        for path in [*self.folder.glob("shard-*.tar"), *self.folder.glob("shard-*.npz")]:
+            if path.stem not in {shard_name(shard)[:-4] for shard in range(len(self.parts))}:
+                path.unlink()
         for name in ("shard-*", INDEX, SAMPLES, FRAMES, PATHS, BAD, UNFINISHED):
             for left in self.folder.glob(f".{name}-*"):
                 left.unlink()
@@ -362,11 +368,13 @@ def _differing(one: Any, other: Any) -> tuple[str, str]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """One packing to a folder."""
-    path = folder / LOCK
-    with path.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataError(f"{folder}: another call packs into it", fix="wait for it, or stop it") from error
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system that locks no folders
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise DataError(f"{folder}: another call packs into it", fix="wait for it, or stop it") from error
         yield
-        path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)

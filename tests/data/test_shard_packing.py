@@ -202,6 +202,29 @@ def test_a_shard_that_was_cut_since_is_packed_again(listed: Path, tmp_path: Path
 
 
 @pytest.mark.usefixtures("small_shards")
+def test_shards_behind_a_lost_one_are_not_taken_over(videos: Path, tmp_path: Path) -> None:
+    lines = [f"{videos}/v{number:02}.mp4 {number}\n" for number in range(8)]
+    (tmp_path / "list.csv").write_text("".join(lines))
+    other = PackOptions(short_side=40)
+    pack(tmp_path / "list.csv", tmp_path / "whole", other)
+
+    def stop_at(number: int, options: PackOptions) -> None:
+        def tell(sample: Sample) -> None:
+            if sample.number == number:
+                raise Stop
+
+        with pytest.raises(Stop):
+            Packing(read_list(tmp_path / "list.csv"), tmp_path / "out", options).run(tell=tell)
+
+    stop_at(5, SMALL)
+    assert len(list((tmp_path / "out").glob("shard-*.tar"))) == 2
+    (tmp_path / "out" / "shard-000000.tar").unlink()
+    stop_at(3, other)  # allowed: nothing whole was left of the first
+    assert pack(tmp_path / "list.csv", tmp_path / "out", other).finished
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("small_shards")
 def test_what_was_begun_with_other_settings_is_refused(listed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     stop = iter(range(5))
