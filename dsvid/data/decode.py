@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,6 +131,10 @@ class _Guarded:
 
 
 def _open(entry: Entry, decoder: str, frame_name: str, frame_start: int) -> _Source:
+    if entry.kind == "packed":
+        from dsvid.data import shards  # which imports this module
+
+        return shards.open_packed(entry)
     path = entry.path
     if "\0" in path or not os.path.exists(path):
         raise DataError(
@@ -243,11 +247,12 @@ class PyavSource:
 
     note: str | None = None
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, file: BinaryIO | None = None) -> None:
+        """Open the video at `path`; of an open `file` the path is for messages only."""
         import av
 
         self.path = path
-        self._container = av.open(path)
+        self._container = av.open(path if file is None else file)
         try:
             stream = self._container.streams.best("video")
             if stream is None:

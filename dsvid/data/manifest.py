@@ -36,19 +36,20 @@ MAX_DIGITS = 18  # Python refuses to read a number of thousands of them
 _FIELD = re.compile(r'"((?:[^"]|"")*)"|\'([^\']*)\'|([^\s,"]+)')
 _GAP = re.compile(r"\s*,\s*|\s+")
 
-Kind = Literal["video", "frames"]
+Kind = Literal["video", "frames", "packed"]
 
 
 @dataclass(frozen=True)
 class Entry:
     """One sample: `label` -1 = unknown; `start` first frame (of a folder: file number, -1 = the recipe's);
-    `total` frames, -1 = as many as there are."""
+    `total` frames, -1 = as many as there are. Of a packed one `start` is its number in the folder `shards`."""
 
     path: str
     label: int
     start: int
     total: int
     kind: Kind
+    shards: str = ""
 
 
 class Manifest:
@@ -61,6 +62,7 @@ class Manifest:
         self.source = source
         self.sha256 = sha256
         self.base = base
+        self.packed = ""  # the folder of packed shards that the entries lie in
         self._text = bytearray()
         self._ends = array("q", [0])
         self._labels = array("i")
@@ -76,6 +78,8 @@ class Manifest:
         if not 0 <= index < len(self):
             raise IndexError(index)
         path = self._text[self._ends[index] : self._ends[index + 1]].decode()
+        if self.packed:
+            return Entry(path, self._labels[index], index, -1, "packed", self.packed)
         kind: Kind = "frames" if self._folders[index] else "video"
         return Entry(str(self.base / path), self._labels[index], self._starts[index], self._totals[index], kind)
 
@@ -113,14 +117,15 @@ class Manifest:
 
 
 def open_split(value: str, split: str, root: str = "") -> Manifest:
-    """The manifest of a data.train / data.val / data.test value: a list file, a root with <split>.csv, or `builtin`.
+    """The manifest of a data.train / data.val / data.test value: a list file, a root with <split>.csv, a folder of
+    packed shards, or `builtin`.
 
     Raises DataError where it is empty, missing, no text or has a line that is not understood.
     """
     if not value:
         raise DataError(
             f"data.{split} is empty",
-            expected="a list file, a data-set root or `builtin`",
+            expected="a list file, a data-set root, packed shards or `builtin`",
             fix=f"data.{split}=/path/to/{split}.csv",
         )
     if value == "builtin":
@@ -129,11 +134,15 @@ def open_split(value: str, split: str, root: str = "") -> Manifest:
         return read_list(builtin.list_for(split))
     path = Path(value).expanduser()
     if path.is_dir():
+        from dsvid.data import shards  # which imports this module
+
+        if shards.is_packed(path):
+            return shards.open_shards(path).manifest()
         if not (path / f"{split}.csv").is_file():
             raise DataError(
                 f"data.{split}: {path} is a folder without {split}.csv",
                 found=", ".join(sorted(item.name for item in path.iterdir())[:5]) or "an empty folder",
-                expected="a list file, or a data-set root with train.csv, val.csv and test.csv",
+                expected="a list file, packed shards, or a data-set root with train.csv, val.csv and test.csv",
                 fix=f"data.{split}={path}/<list file>",
             )
         path = path / f"{split}.csv"

@@ -21,19 +21,22 @@ _BT709, _LIMITED = 1, 1  # FFmpeg's numbers of the colour matrix and range
 class VideoWriter:
     """Encodes pictures of one size as they come."""
 
-    def __init__(self, container: Any, fps: float, width: int, height: int) -> None:
+    def __init__(
+        self, container: Any, fps: float, width: int, height: int, *, key_every: int = 0, threads: int = 0
+    ) -> None:
         if width % 2 or height % 2:
             raise DataError("an mp4 for browsers has even sides", found=f"{width} x {height}")
         self._container = container
         rate = Fraction(fps).limit_denominator(1001)
         # a picture two seconds after the last key frame at most, so that players can jump
-        options = {"crf": str(CRF), "preset": "veryfast", "g": str(max(1, round(2 * fps)))}
+        options = {"crf": str(CRF), "preset": "veryfast", "g": str(key_every or max(1, round(2 * fps)))}
         try:
             self._stream = container.add_stream("libx264", rate=rate, options=options)
         except ValueError as error:  # an FFmpeg of the system's, built without it
             raise DataError("PyAV has no H.264 encoder (libx264)", found=str(error), fix="pip install av") from error
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         context = self._stream.codec_context
+        context.thread_count = threads
         context.time_base = Fraction(1, TICKS)
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED
@@ -55,16 +58,19 @@ class VideoWriter:
 
 
 @contextmanager
-def open_writer(path: Path, fps: float, width: int, height: int) -> Iterator[VideoWriter]:
+def open_writer(
+    path: Path, fps: float, width: int, height: int, *, key_every: int = 0, threads: int = 0
+) -> Iterator[VideoWriter]:
     """Write `path`; whoever publishes it renames it. Its index comes first, so that players start at once.
 
+    `key_every` frames there is a key frame at least (0: every 2 s); one thread writes the same bytes on every machine.
     Raises DataError where the pictures cannot be encoded, OSError where the file cannot be written.
     """
     import av
 
     try:
         with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            writer = VideoWriter(container, fps, width, height)
+            writer = VideoWriter(container, fps, width, height, key_every=key_every, threads=threads)
             yield writer
             writer.finish()
     except av.FFmpegError as error:

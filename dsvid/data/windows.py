@@ -20,6 +20,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from dsvid.data import augment, sampling
 from dsvid.data.decode import ClipSource, open_clip_source, quiet_decoders
 from dsvid.data.manifest import VIDEO_SUFFIXES, Entry, Manifest, open_split, read_list
+from dsvid.data.shards import is_packed, open_shards
 from dsvid.errors import DataError
 
 FRAMES_PER_READ = 32  # full-size pictures held at a time: 0.2 GB of 1080p
@@ -155,6 +156,8 @@ def read_videos(source: str) -> Manifest:
         return open_split(source, "test")
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return _manifest(source, [(1, str(path.absolute()))], path.absolute().parent)
+    if path.is_dir() and is_packed(path):
+        return open_shards(path).manifest()
     lines = _path_lines(path) if path.is_file() else []
     if not lines:
         return read_list(path)
