@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from dsvid.data.decode import PyavSource, open_clip_source, quiet_decoders, refuse_by_first_bytes, unreadable
 from dsvid.data.manifest import VIDEO_SUFFIXES, Entry, read_list
+from dsvid.data.parallel import run_parallel
 from dsvid.data.traffic import DADA_FPS, DOTA_FPS, ZIPS, read_names, read_split, refuse_outside
 from dsvid.data.zip_frames import ZipFrames
-from dsvid.data.zip_packing import Checked, check_zip, one_line, run_parallel
+from dsvid.data.zip_packing import Checked, check_zip, one_line
 from dsvid.errors import DataError
 from dsvid.publish import publish_text
 

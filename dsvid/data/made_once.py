@@ -101,7 +101,7 @@ def _make_and_publish(root: Path, make: Callable[[Path], None], what: str, say: 
         say(f"the {what} in {root} are damaged ({fault(root)}): making them anew")
         shutil.rmtree(root)
     started = time.monotonic()
-    say(f"making {what} in {root} (once per machine, about half a minute)")
+    say(f"making {what} in {root} (once per machine, a minute or less)")
     for left_over in root.parent.glob(f"{root.name}.tmp-*"):
         # no older than a day is no proof of a dead maker where locks do not work, so a fresh one stays
         if fcntl is not None or time.time() - left_over.stat().st_mtime > 86400:

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dsvid.data.manifest import Manifest
+from dsvid.data.parallel import run_parallel
 from dsvid.data.shard_samples import BLOCK, PackOptions, Sample, listed_path, pack_sample, source_bytes
 from dsvid.data.shards import (
     ANEW,
@@ -42,7 +43,6 @@ from dsvid.data.shards import (
     read_about,
     shard_name,
 )
-from dsvid.data.zip_packing import run_parallel
 from dsvid.documents import DocumentError, read_json
 from dsvid.errors import DataError
 from dsvid.publish import publish_file, publish_json

@@ -5,72 +5,18 @@ Knows where labels say which frames there are, and nothing else of them.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 from dsvid.data.decode import FRAME_SUFFIXES
+from dsvid.data.parallel import run_parallel
 from dsvid.data.traffic import ClipReader, open_labels
 from dsvid.data.zip_frames import ZipFrames, is_picture, natural_key, write_zip
 from dsvid.errors import DataError
 from dsvid.publish import publish_file
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-def run_parallel(
-    work: Callable[[Item], Result], items: Iterable[Item], jobs: int, *, ahead: int = 0
-) -> Iterator[Result]:
-    """`work` on every item, in their order, `jobs` at a time. Raises DataError where a process died.
-
-    Results that are large: at most `ahead` of them (0: all) wait for their turn.
-    """
-    if jobs <= 1:
-        yield from map(work, items)
-        return
-    try:
-        # the work goes to each process once: with it may go the metadata of thousands of clips
-        with ProcessPoolExecutor(jobs, initializer=_set_work, initargs=(work,)) as pool:
-            if not ahead:
-                yield from pool.map(_do_work, items, chunksize=4)
-                return
-            waiting: deque[Future[Result]] = deque()
-            for item in items:
-                waiting.append(pool.submit(_do_work, item))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise DataError("a helper process died", found=error, fix="--jobs 1, or more memory") from error
-
-
-_work: Callable[[Any], Any] | None = None
-
-
-def _set_work(work: Callable[[Any], Any]) -> None:
-    global _work
-    _work = work
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(
-            1, signal.SIGKILL
-        )  # PR_SET_PDEATHSIG: nobody else would end it when the caller is killed
-
-
-def _do_work(item: Any) -> Any:
-    assert _work is not None
-    return _work(item)
-
 
 # ---- pack ----------------------------------------------------------------------------------------------------------
 

@@ -120,6 +120,17 @@ class Stop(Exception):
     pass
 
 
+def stop_at(number: int, listed: Path, out: Path, options: PackOptions) -> None:
+    """A packing that ends when sample `number` is written."""
+
+    def tell(sample: Sample) -> None:
+        if sample.number == number:
+            raise Stop
+
+    with pytest.raises(Stop):
+        Packing(read_list(listed), out, options).run(tell=tell)
+
+
 @pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("after", [1, 3, 4])
 def test_a_packing_that_was_stopped_goes_on(listed: Path, tmp_path: Path, after: int) -> None:
@@ -187,14 +198,7 @@ def runs(pid: int) -> bool:
 def test_a_shard_that_was_cut_since_is_packed_again(listed: Path, tmp_path: Path) -> None:
     pack(listed, tmp_path / "whole")
     out = tmp_path / "out"
-    stop = iter(range(5))
-
-    def tell(_: Sample) -> None:
-        if next(stop) == 4:
-            raise Stop
-
-    with pytest.raises(Stop):
-        Packing(read_list(listed), out, SMALL).run(tell=tell)
+    stop_at(4, listed, out, SMALL)
     path = out / "shard-000000.tar"
     path.write_bytes(path.read_bytes()[:-1])
     assert pack(listed, out).finished
@@ -208,18 +212,10 @@ def test_shards_behind_a_lost_one_are_not_taken_over(videos: Path, tmp_path: Pat
     other = PackOptions(short_side=40)
     pack(tmp_path / "list.csv", tmp_path / "whole", other)
 
-    def stop_at(number: int, options: PackOptions) -> None:
-        def tell(sample: Sample) -> None:
-            if sample.number == number:
-                raise Stop
-
-        with pytest.raises(Stop):
-            Packing(read_list(tmp_path / "list.csv"), tmp_path / "out", options).run(tell=tell)
-
-    stop_at(5, SMALL)
+    stop_at(5, tmp_path / "list.csv", tmp_path / "out", SMALL)
     assert len(list((tmp_path / "out").glob("shard-*.tar"))) == 2
     (tmp_path / "out" / "shard-000000.tar").unlink()
-    stop_at(3, other)  # allowed: nothing whole was left of the first
+    stop_at(3, tmp_path / "list.csv", tmp_path / "out", other)  # allowed: nothing whole was left of the first
     assert pack(tmp_path / "list.csv", tmp_path / "out", other).finished
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
@@ -227,14 +223,7 @@ def test_shards_behind_a_lost_one_are_not_taken_over(videos: Path, tmp_path: Pat
 @pytest.mark.usefixtures("small_shards")
 def test_what_was_begun_with_other_settings_is_refused(listed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    stop = iter(range(5))
-
-    def tell(_: Sample) -> None:
-        if next(stop) == 4:
-            raise Stop
-
-    with pytest.raises(Stop):
-        Packing(read_list(listed), out, SMALL).run(tell=tell)
+    stop_at(4, listed, out, SMALL)
     with pytest.raises(DataError, match="other options were packed here") as caught:
         Packing(read_list(listed), out, PackOptions(short_side=50))
     assert (caught.value.found, caught.value.expected) == ("short_side 48", "short_side 50")

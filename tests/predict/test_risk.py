@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from dsvid.errors import CheckpointError
 from dsvid.metrics.anomaly_groups import risk_of
 from dsvid.models.spec import ModelSpec, build_model
 from dsvid.overlay.risk import ALARM, FINEST, RiskPainter, colour_of_risk
-from dsvid.predict.anomaly import RiskWindows, judge
+from dsvid.predict.anomaly import RiskWindows, judge, view_fps_of
 from dsvid.predict.settings import Settings
 from dsvid.predict.weights import open_predictor
 from dsvid.recipe import AnomalyConfig, DataConfig
@@ -122,6 +123,18 @@ def test_every_s_holds_the_risk_between(tmp_path: Path) -> None:
     assert np.array_equal(faster.risk, counted.risk) and not np.allclose(faster.risk, whole.risk)
     drawn = RiskPainter(sparse).curves[0]
     assert np.interp(0.9, drawn.seconds, drawn.values) == pytest.approx(sparse.risk[0])
+
+
+def test_weights_that_do_not_say_their_rate_have_simple_tads_aloud(tmp_path: Path) -> None:
+    write_clip(tmp_path / "v.mp4", np.full((20, 34, 50, 3), 90, np.uint8))
+    stated = open_predictor(weights(tmp_path / "w"))
+    silent = replace(stated, view_fps=None)
+    with open_stream(tmp_path / "v.mp4") as stream:
+        rates = [view_fps_of(stream, replace(silent, frames=frames), Settings()) for frames in (16, 8)]
+        said = [judge(stream, each, how, CPU).notes for each, how in
+                ((silent, Settings()), (silent, Settings(view_fps=4.0)), (stated, Settings()))]  # fmt: skip
+    assert rates == [10, 5]
+    assert [any("do not say their frame rate" in note for note in notes) for notes in said] == [True, False, False]
 
 
 def test_a_short_video_is_judged_aloud(tmp_path: Path) -> None:
