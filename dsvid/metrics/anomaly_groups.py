@@ -91,7 +91,7 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def join_annotations(rows: Predictions, annotations: Path, *, max_unmatched: float = 0.3) -> JoinedFrames:
-    """Join by clip and frame name. Frames without an annotation are left out; too many, or all, are a DataError."""
+    """Join by clip and frame name. Frames without an annotation are left out; that share, or all, are a DataError."""
     known = _read(annotations, ("clip", "filename", "ego", "night"))
     places = {key: place for place, key in enumerate(zip(known["clip"], known["filename"], strict=True))}
     suffix = Path(known["filename"][0]).suffix if known["filename"] else ".jpg"
@@ -99,7 +99,7 @@ def join_annotations(rows: Predictions, annotations: Path, *, max_unmatched: flo
     found = np.array([places.get(key, -1) for key in zip(rows.clip.tolist(), names, strict=True)], dtype=np.int64)
     kept = found >= 0
     unmatched = 1.0 - float(kept.mean())
-    if (unmatched >= max_unmatched and unmatched > 0) or not kept.any():
+    if unmatched >= max_unmatched and unmatched > 0:
         raise DataError(
             f"frames without a row in {annotations}",
             found=f"{unmatched:.1%}",

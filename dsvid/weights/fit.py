@@ -129,9 +129,7 @@ class _Fitting:
         """The encoder of an autoencoder, from a file of any kind; its decoder starts from random values."""
         for name, entry in self.contents.entries.items():
             own = f"encoder.{self.bare(name)}"
-            if name.startswith(_DECODER):
-                self.drop(entry, "fresh_decoder: the decoder starts from random values")
-            elif own == "encoder.patch_embed.proj.weight":
+            if own == "encoder.patch_embed.proj.weight":
                 self.kernel(own, entry)
             elif own in self.shapes:
                 self.take(own, entry)
