@@ -41,6 +41,13 @@ class _Stage(enum.Enum):
     weights = 3
 
 
+def _stage_named(owner: object, name: object) -> _Stage:
+    """What stands for `getattr`, by which Python 3.11.0 to 3.11.3 pickle a stage: its members, and nothing else."""
+    if owner is not _Stage or not isinstance(name, str) or name not in _Stage.__members__:
+        raise ValueError(f"attribute {name!r} of {owner!r:.60} is no ZeRO stage")
+    return _Stage[name]
+
+
 class _StandIn:
     """Takes the attributes of a DeepSpeed object that a shard mentions, and does nothing."""
 
@@ -54,6 +61,7 @@ def _named(name: str) -> tuple[Any, str]:
 
 ALLOWED: tuple[Any, ...] = (
     (_Stage, "deepspeed.runtime.zero.config.ZeroStageEnum"),
+    (_stage_named, "builtins.getattr"),
     _named("deepspeed.runtime.fp16.loss_scaler.LossScaler"),
     _named("deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
     _named("deepspeed.utils.tensor_fragment.fragment_address"),
