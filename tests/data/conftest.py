@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from numbered_videos import write_video
 
 from dsvid.data.decode import quiet_decoders
+from tests.data.numbered_videos import write_video
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numbered_videos import read_number, write_video
 
 from dsvid.data import augment, ava_clips
 from dsvid.data.ava import AvaSample
 from dsvid.data.ava_annotations import KeyFrame
 from dsvid.errors import DataError
+from tests.data.numbered_videos import read_number, write_video
 
 FPS = 12
 BIG = [-31 + 4 * k for k in range(16)]

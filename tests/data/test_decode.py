@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numbered_videos import numbered_picture, read_number, write_video
 from PIL import Image
 
 from dsvid.data import decode
 from dsvid.data.decode import choose_decoder, open_clip_source
 from dsvid.data.manifest import Entry
 from dsvid.errors import DataError
+from tests.data.numbered_videos import numbered_picture, read_number, write_video
 
 DECODERS = ("decord", "pyav")
 OPEN_GOP = {"g": 10, "bf": 3, "x264_params": "open-gop=1:bframes=3:b-adapt=0:scenecut=0"}

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numbered_videos import read_number
 
 from dsvid.data import mix, order
 from dsvid.data.loader import BadClips, TrainLoader, WorkerDied, eval_batches
 from dsvid.data.sampling import dense_centre, dense_clip, dense_test
 from dsvid.errors import DataError
 from dsvid.recipe import AugmentConfig, DataConfig
+from tests.data.numbered_videos import read_number
 
 TOTAL = 8
 

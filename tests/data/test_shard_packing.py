@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numbered_videos import numbered_picture, read_number, write_video
 from PIL import Image
 
 from dsvid.data import augment, shard_packing
@@ -24,6 +23,7 @@ from dsvid.data.shard_packing import Packing
 from dsvid.data.shard_samples import PackOptions, Sample, nearest_from, packed_size, thin
 from dsvid.data.shards import open_shards
 from dsvid.errors import DataError
+from tests.data.numbered_videos import numbered_picture, read_number, write_video
 
 SMALL = PackOptions(short_side=48)
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numbered_videos import read_number, write_video
 from PIL import Image
 
 from dsvid.data import shards
@@ -28,6 +27,7 @@ from dsvid.data.shard_samples import PackOptions
 from dsvid.data.windows import read_videos
 from dsvid.errors import DataError
 from dsvid.recipe import DataConfig
+from tests.data.numbered_videos import read_number, write_video
 
 WHOLE = 1 << 12  # a short side that no video has: nothing is resized
 JITTER = [40 * number + 12 * (number % 3) + (200 if number >= 20 else 0) for number in range(40)]  # ms

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from check_finetuning import _inputs
-from comparing import assert_close, assert_number
-from registry import recognises
 
 from dsvid.data import augment, traffic
 from dsvid.errors import DataError
 from dsvid.metrics import anomaly, anomaly_groups
 from dsvid.objectives.anomaly import AnomalyTargets, anomaly_loss
+from tests.reference.check_finetuning import _inputs
+from tests.reference.comparing import assert_close, assert_number
+from tests.reference.registry import recognises
 
 Json = dict[str, Any]
 TIME_ATOL, LOSS_ATOL, EXACT_ATOL, ENGINE_ATOL = 1e-5, 1e-6, 1e-9, 1e-5

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comparing import assert_close, assert_number
-from registry import checks
 
 from dsvid.data import ava as ava_data
 from dsvid.data import ava_boxes as boxes
@@ -27,6 +25,8 @@ from dsvid.models.detector import box_features, box_logits
 from dsvid.models.roi import plain_roi_align, roi_align
 from dsvid.models.spec import ModelSpec, build_model
 from dsvid.objectives.detect import detection_loss
+from tests.reference.comparing import assert_close, assert_number
+from tests.reference.registry import checks
 
 Json = dict[str, Any]
 AP_ATOL, FOUR_PLACES = 1e-9, 5.1e-5

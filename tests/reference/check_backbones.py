@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comparing import assert_close
-from registry import checks
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -15,6 +13,8 @@ from dsvid.models.vit import video_patches
 from dsvid.tokens import position_table
 from dsvid.weights import load_model
 from dsvid.weights.vivit import simple_tad_state
+from tests.reference.comparing import assert_close
+from tests.reference.registry import checks
 
 ATOL, TOKENS_ATOL, F64_ATOL, FP16_TABLE_ATOL = 1e-5, 2e-5, 1e-6, 5e-4
 Case = dict[str, Any]

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from comparing import assert_close, assert_number
-from registry import recognises
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
@@ -20,6 +18,8 @@ from dsvid.objectives.classify import mixed_targets
 from dsvid.optim import cosine_factor, is_frozen, parameter_groups, weight_decay_at
 from dsvid.recipe import Recipe, build_recipe
 from dsvid.schedule import Schedule, resolve_schedule
+from tests.reference.comparing import assert_close, assert_number
+from tests.reference.registry import recognises
 
 Json = dict[str, Any]
 SCHEDULE_ATOL, MERGE_ATOL, TARGET_ATOL = 1e-12, 1e-9, 1e-6

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comparing import assert_number
-from registry import checks
 from safetensors.torch import load_file
 from torch import Tensor
 
 from dsvid.ops import running_cell_maps, running_cell_mask, tube_mask
 from dsvid.tokens import TubeletGrid, dropped_per_cell, masked_sites
+from tests.reference.comparing import assert_number
+from tests.reference.registry import checks
 
 
 @checks("VideoMAE TubeMaskingGenerator", "VideoMAE V2 mask generators")

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comparing import assert_close, assert_moments, assert_number, rows_of, sorted_rows
-from registry import checks
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,6 +15,8 @@ from dsvid.objectives.pretrain import IMAGENET_MEAN, IMAGENET_STD, PretrainObjec
 from dsvid.ops import TokenPlan, gather_tokens, plan_from_masks
 from dsvid.tokens import TubeletGrid
 from dsvid.weights.videomae import load_autoencoder
+from tests.reference.comparing import assert_close, assert_moments, assert_number, rows_of, sorted_rows
+from tests.reference.registry import checks
 
 ATOL, LOSS_ATOL, GRAD_RTOL = 1e-5, 5e-6, 1e-4
 ALIASES = {

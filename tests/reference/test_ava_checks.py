@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import check_ava  # noqa: F401  registers its checkers
 import numpy as np
 import pytest
-from registry import CHECKERS, check_case
-from test_finetuning_checks import altered, leaves
 
 from dsvid.errors import DsvidError
+from tests.reference import check_ava  # noqa: F401  registers its checkers
+from tests.reference.registry import CHECKERS, check_case
+from tests.reference.test_finetuning_checks import altered, leaves
 
 CASES = Path(__file__).parent / "cases" / "ava"
 FOUND = (AssertionError, DsvidError, KeyError, IndexError, ValueError, RuntimeError)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import check_backbones  # noqa: F401  registers its checkers
 import pytest
 import torch
-from registry import check_case
 from safetensors.torch import load_file, save_file
 
 from dsvid.errors import DsvidError
+from tests.reference import check_backbones  # noqa: F401  registers its checkers
+from tests.reference.registry import check_case
 
 CASES = Path(__file__).parent / "cases" / "backbones"
 

@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
-import check_anomaly  # noqa: F401  registers its checkers
-import check_ava  # noqa: F401
-import check_backbones  # noqa: F401
-import check_finetuning  # noqa: F401
-import check_masks  # noqa: F401
-import check_pretraining  # noqa: F401
 import pytest
-from registry import check_case, find_cases
+
+from tests.reference import (
+    check_anomaly,  # noqa: F401  registers its checkers
+    check_ava,  # noqa: F401
+    check_backbones,  # noqa: F401
+    check_finetuning,  # noqa: F401
+    check_masks,  # noqa: F401
+    check_pretraining,  # noqa: F401
+)
+from tests.reference.registry import check_case, find_cases
 
 CASES = find_cases(Path(__file__).parent / "cases")
 

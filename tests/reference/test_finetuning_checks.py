@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import check_anomaly  # noqa: F401  registers its checkers
-import check_finetuning  # noqa: F401
 import pytest
-from registry import RECOGNISED, UnknownKind, check_case
 from safetensors.numpy import load_file, save_file
 
 from dsvid.errors import DsvidError
+from tests.reference import (
+    check_anomaly,  # noqa: F401  registers its checkers
+    check_finetuning,  # noqa: F401
+)
+from tests.reference.registry import RECOGNISED, UnknownKind, check_case
 
 CASES = Path(__file__).parent / "cases" / "finetune"
 # What a case is computed from, or what no rule of ours gives

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import check_masks  # noqa: F401  registers its checkers
-import check_pretraining  # noqa: F401
 import pytest
 import torch
-from registry import UnknownKind, check_case, find_cases
 from safetensors.torch import load_file, save_file
 
 from dsvid.errors import DsvidError
+from tests.reference import (
+    check_masks,  # noqa: F401  registers its checkers
+    check_pretraining,  # noqa: F401
+)
+from tests.reference.registry import UnknownKind, check_case, find_cases
 
 CASES = Path(__file__).parent / "cases" / "pretrain"
 Json = dict[str, Any]
