@@ -16,7 +16,6 @@ from dsvid import deepspeed_json, ops
 from dsvid import engine as ds
 from dsvid.data.loader import BadClips, TrainLoader
 from dsvid.data.randaugment import parse_policy
-from dsvid.data.shared_memory import bytes_in_flight, check_shared_memory
 from dsvid.errors import CheckpointError, RecipeError
 from dsvid.models.attention import choose_backend
 from dsvid.models.flops import peak_flops, training_flops
@@ -26,7 +25,7 @@ from dsvid.monitor import Monitor
 from dsvid.optim import is_frozen
 from dsvid.recipe import Recipe, load_recipe, split_overrides
 from dsvid.runfolder import RunFolder
-from dsvid.runtime import Ranks, log, on_first, pick_device, ranks_of_node, say_first, say_once, share
+from dsvid.runtime import Ranks, log, on_first, pick_device, say_first, say_once, share
 from dsvid.schedule import Schedule, resolve_schedule
 from dsvid.stopping import Stopping
 from dsvid.tasks import Task, task_of
@@ -93,7 +92,6 @@ def resolve_job(
     check_backends(recipe, spec, device, deepspeed_json.precision(config))
     if recipe.data.augment.policy:
         parse_policy(recipe.data.augment.policy)
-    check_memory(recipe, schedule, ranks)
     task.class_names(recipe)
     for remark in [remark for split in splits for remark in task.remarks(recipe, split)]:
         if ranks.first:
@@ -110,18 +108,6 @@ def resolve_job(
     hashes = {split: manifest.sha256 for split, manifest in lists.items()}
     paper = published(recipe_name, recipe)
     return Job(recipe, paper, config, schedule, spec, folder, ranks, device, facts, hashes, stop, Watch())
-
-
-def check_memory(recipe: Recipe, schedule: Schedule, ranks: Ranks) -> None:
-    """Raise DataError where this node's /dev/shm does not hold the batches of the loaders."""
-    evaluated = recipe.eval.batch if recipe.data.test or recipe.data.val else 0
-    need = bytes_in_flight(
-        recipe.data,
-        batch_total=schedule.batch_total,
-        batch_micro=schedule.batch_micro,
-        eval_bytes=evaluated * task_of(recipe).eval_clip_bytes(recipe),
-    )
-    check_shared_memory(recipe.data, need, ranks_here=ranks_of_node(ranks))
 
 
 def published(recipe_name: str, recipe: Recipe) -> Recipe:

@@ -27,7 +27,6 @@ from dsvid.redact import redact
 log = logging.getLogger("dsvid")
 Thing = TypeVar("Thing")
 _SAID: set[str] = set()
-NODE_RANKS = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")  # torchrun's, deepspeed's, srun's
 _UNDO: list[Callable[[], None]] = []
 
 
@@ -199,12 +198,6 @@ def pick_device(ranks: Ranks) -> torch.device:
     device = torch.device("cuda", ranks.local)
     torch.cuda.set_device(device)  # bound before any collective: a barrier before it can hang
     return device
-
-
-def ranks_of_node(ranks: Ranks) -> int:
-    """How many ranks this node has, as the launcher says; where none says so, as many as are known of."""
-    told = next((os.environ[name] for name in NODE_RANKS if os.environ.get(name, "").isdigit()), None)
-    return max(int(told) if told else 1, ranks.local + 1)
 
 
 def _tune_cpu() -> None:

@@ -102,6 +102,10 @@ class DataConfig(Section):
     num_workers: int = Field(4, ge=0)
     prefetch: int = Field(2, ge=1)
     cache_mb: int = Field(0, ge=0, description="decoded frames of short videos that each loader process keeps, in MB")
+    clip_limit_s: float = Field(
+        60.0, ge=0, description="a loader process that reads one video for longer is killed; 0 = never"
+    )
+    recycle_mb: int = Field(1024, ge=0, description="a loader process that has grown by more is replaced; 0 = never")
     decoder: Literal["auto", "decord", "pyav"] = "auto"
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     bad_grace: int = Field(10, ge=0, description="this many unreadable clips never stop a run")

@@ -135,16 +135,6 @@ def test_an_output_folder_of_something_else(tmp_path: Path, capsys: pytest.Captu
     assert "cat.jpg" in mistake(capsys, tmp_path / "photos")
 
 
-def test_a_shared_memory_that_is_too_small(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LOCAL_SIZE", "8")
-    message = mistake(capsys, tmp_path / "out", "data.num_workers=1000", "data.prefetch=10000", "batch.micro=16")
-    # 8 frames of 64 x 64 pixels, 16 clips a batch
-    assert f"{8 * (10_000_000 + 1) * 16 * 8 * 64 * 64 * 3 / 1e6:.0f} MB: 8 ranks here" in message
-    assert "docker run --shm-size=" in message
-
-
 def test_an_output_folder_on_a_read_only_file_system(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Root may write everywhere but there."""
     command = ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(tmp_path)]

@@ -10,32 +10,27 @@ int64 [B] and "lam" float32 [B], the own share of the label; the clips are mixed
 
 from __future__ import annotations
 
-import atexit
-import ctypes
 import json
 import math
 import os
-import signal
 import sys
 import time
-import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch._C import _remove_worker_pids
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dsvid.data import mix, order
 from dsvid.data.decode import quiet_decoders
-from dsvid.data.reader import Chosen, ClipReader, Reader, bad_record
+from dsvid.data.reader import Choice, Chosen, ClipReader, Reader, bad_record
+from dsvid.data.workers import InThread, Limits, Workers, working_on
 from dsvid.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,14 +42,15 @@ ATTEMPTS = 10  # unreadable clips in a row, each in place of the one before, unt
 _FRAMES, _PIXELS, _REPLACEMENT, _MIX = 1, 2, 3, 4
 
 
-class WorkerDied(RuntimeError):
-    """A loader process was killed or crashed; not the user's mistake."""
+class _Clips(Protocol):
+    def make(self, number: int, given_up: Mapping[int, str]) -> Batch | DataError:
+        """The item of a number. `given_up`: samples that cannot be read, and why."""
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-class _TrainClips(Dataset[Any]):
+class _TrainClips:
     """Micro-batch by its first place in the endless clip stream."""
 
     def __init__(self, reader: Reader, seed: int, batch_micro: int) -> None:
@@ -62,12 +58,14 @@ class _TrainClips(Dataset[Any]):
         self.seed = seed
         self.micro = batch_micro
         self.repeats = reader.config.num_sample
+        self.given_up: Mapping[int, str] = {}
 
-    def __getitem__(self, first: int) -> Batch | DataError:
+    def make(self, first: int, given_up: Mapping[int, str]) -> Batch | DataError:
+        """The micro-batch from place `first` on; an error is handed over as a value, as it is."""
+        self.given_up = given_up
         try:
             return self.micro_batch(first)
         except DataError as error:
-            # handed over as a value: torch would wrap a raised one into the worker's traceback
             return error
 
     def micro_batch(self, first: int) -> Batch:
@@ -111,7 +109,7 @@ class _TrainClips(Dataset[Any]):
         for attempt in range(1, ATTEMPTS + 1):
             rng = np.random.default_rng(order.mix(self.seed, epoch, index, attempt, _FRAMES))
             try:
-                return self.reader.frames(tried, rng), tried
+                return _read(self.reader, tried, rng, self.given_up), tried
             except DataError as error:
                 bad.append(bad_record(self.reader, tried, error, self.repeats))
                 failures.append(bad[-1]["error"])
@@ -124,16 +122,11 @@ class _TrainClips(Dataset[Any]):
         )
 
 
-class _Places(Sampler[int]):
+def _places(start_step: int, total: int, micro: int, rank: int, world: int) -> Iterator[int]:
     """First clip of every micro-batch of one rank, from `start_step` on, without end."""
-
-    def __init__(self, start_step: int, total: int, micro: int, rank: int, world: int) -> None:
-        self.start_step, self.total, self.micro, self.rank, self.world = start_step, total, micro, rank, world
-
-    def __iter__(self) -> Iterator[int]:
-        for step in count(self.start_step):
-            start, end = step * self.total, (step + 1) * self.total
-            yield from range(start + self.rank * self.micro, end, self.world * self.micro)
+    for step in count(start_step):
+        start, end = step * total, (step + 1) * total
+        yield from range(start + rank * micro, end, world * micro)
 
 
 class TrainLoader:
@@ -173,32 +166,44 @@ class TrainLoader:
         self.dataset_size = self.reader.size
         samples = samples_per_epoch or self.dataset_size * config.num_sample
         self.steps_per_epoch = max(1, samples // batch_total)
-        places = _Places(start_step, batch_total, batch_micro, rank, world)
-        self._loader = _make_loader(_TrainClips(self.reader, seed, batch_micro), places, config, device_type)
-        self._running: list[Any] = []
+        self._places = partial(_places, start_step, batch_total, batch_micro, rank, world)
+        self._clips = _TrainClips(self.reader, seed, batch_micro)
+        self._config, self._device_type = config, device_type
+        self._running: list[_Running] = []
 
     def __iter__(self) -> Iterator[Batch]:
-        return _checked(self._loader, self.rank, self._running)
+        items = _items(self._clips, self._places(), self._config, self.rank)
+        self._running.append(_Running(items, self.reader.source, self._device_type))
+        return iter(self._running[-1])
+
+    @property
+    def processes(self) -> list[Any]:
+        """The worker processes that read at this moment."""
+        passes = [running.items for running in self._running]
+        return [worker.process for items in passes if isinstance(items, Workers) for worker in items.workers]
 
     def close(self) -> None:
         """End the worker processes now, also one that hangs in a decoder."""
-        for iterator in self._running:
-            _end_workers(iterator)
+        for running in self._running:
+            running.close()
         self._running.clear()
 
 
 # ---- evaluation ----------------------------------------------------------------------------------------------------
 
 
-class _EvalViews(Dataset[Any]):
+class _EvalViews:
     """Batch of views by its number; view v = (video * segments + segment) * crops + crop."""
 
     def __init__(self, reader: Reader, segments: int, crops: int, batch: int, play: str, seed: int) -> None:
         self.reader, self.segments, self.crops, self.batch = reader, segments, crops, batch
         self.play, self.seed = play, seed
         self.views = reader.size * segments * crops
+        self.given_up: Mapping[int, str] = {}
 
-    def __getitem__(self, number: int) -> Batch | DataError:
+    def make(self, number: int, given_up: Mapping[int, str]) -> Batch | DataError:
+        """The batch of a number; an error is handed over as a value."""
+        self.given_up = given_up
         try:
             return self.batch_of_views(number)
         except DataError as error:
@@ -234,7 +239,7 @@ class _EvalViews(Dataset[Any]):
 
     def _frames(self, video: int, segment: int, told: Told) -> Tensor | None:
         try:
-            chosen = self.reader.frames(video, (self.segments, segment))
+            chosen = _read(self.reader, video, (self.segments, segment), self.given_up)
         except DataError as error:
             # never another video in its place: that would count a wrong answer for this one
             told.bad.append(bad_record(self.reader, video, error, self.crops))
@@ -274,15 +279,22 @@ def eval_batches(
     dataset = _EvalViews(reader, segments, crops, batch, play, seed)
     batches = math.ceil(math.ceil(dataset.views / batch) / world)
     numbers = range(rank, batches * world, world)
-    running: list[Any] = []
+    running = _Running(_items(dataset, numbers, config, rank), reader.source, device_type)
     try:
-        yield from _checked(_make_loader(dataset, numbers, config, device_type), rank, running)
+        yield from running
     finally:
-        for iterator in running:
-            _end_workers(iterator)
+        running.close()
 
 
 # ---- workers -------------------------------------------------------------------------------------------------------
+
+
+def _read(reader: Reader, index: int, choose: Choice, given_up: Mapping[int, str]) -> Chosen:
+    """Frames of a sample, in a time that the parent watches. Raises DataError."""
+    if index in given_up:
+        raise DataError(f"{reader.path(index)}: cannot be read", found=given_up[index])
+    with working_on(index):
+        return reader.frames(index, choose)
 
 
 @dataclass
@@ -311,91 +323,50 @@ def _batch(reader: Reader, items: list[Any], seeds: list[int], indices: list[int
     }
 
 
-def _make_loader(dataset: Dataset[Any], order_of_items: Any, config: DataConfig, device_type: str) -> DataLoader[Any]:
+def _items(dataset: _Clips, order_of_items: Iterable[int], config: DataConfig, rank: int) -> Iterator[Any]:
+    """The dataset's items in order, made in worker processes, or here where there are none."""
     quiet_decoders()
-    workers = config.num_workers
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=order_of_items,
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        prefetch_factor=config.prefetch if workers else None,
-        persistent_workers=False,  # there is one endless pass
-        pin_memory=device_type == "cuda",
-        worker_init_fn=partial(_start_worker, os.getpid()) if workers else None,
-        # fork: starts in no time and shares the list. Workers use one thread, no CUDA and no process group, so nothing
-        # of the parent's other threads is missed in them. Elsewhere than on Linux fork breaks system libraries.
-        multiprocessing_context=("fork" if sys.platform == "linux" else "spawn") if workers else None,
-        generator=torch.Generator(),  # else torch's loader draws from the global one, which belongs to the caller
+    if not config.num_workers or sys.platform != "linux":  # elsewhere fork breaks system libraries
+        return (dataset.make(number, {}) for number in order_of_items)
+    return Workers(
+        dataset.make,
+        order_of_items,
+        count=config.num_workers,
+        ahead=config.prefetch,
+        limits=Limits(key_s=config.clip_limit_s, grown_mb=config.recycle_mb and config.recycle_mb + config.cache_mb),
+        name=f"rank {rank}: ",
+        ready=quiet_decoders,
     )
 
 
-def _as_it_is(item: Any) -> Any:
-    return item
+class _Running:
+    """One pass over the items. `close` ends the processes now."""
 
+    def __init__(self, items: Iterator[Any], source: str, device_type: str) -> None:
+        self.items, self.source = items, source
+        self._pinned = InThread(items, _pin) if device_type == "cuda" else None
 
-def _start_worker(parent: int, worker: int) -> None:
-    # the scheduler signals the whole group: the parent decides when to stop, and workers go with it
-    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if sys.platform == "linux":
-        # a worker that outlives a killed rank would hold its sockets open, and the other ranks would wait for ever
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
-    torch.set_num_threads(1)
-    quiet_decoders()
-
-
-def _checked(loader: DataLoader[Any], rank: int, running: list[Any]) -> Iterator[Batch]:
-    try:
-        iterator = iter(loader)
-        running.append(iterator)
-        atexit.register(_end_workers_of, weakref.ref(iterator))
-        for item in iterator:
+    def __iter__(self) -> Iterator[Batch]:
+        for item in self._pinned or self.items:
             if isinstance(item, DataError):
                 raise item
+            if isinstance(self.items, Workers) and self.items.told:
+                told, self.items.told = self.items.told, []
+                item["notes"] += [{"path": self.source, "note": text} for text in told]
             yield item
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise WorkerDied(f"rank {rank}: {_dead_workers(running)} ({str(error).splitlines()[0]})") from error
+
+    def close(self) -> None:
+        if isinstance(self.items, Workers):
+            self.items.close()
+        if self._pinned is not None:
+            self._pinned.close()
 
 
-def _dead_workers(running: list[Any]) -> str:
-    dead = []
-    for iterator in running:
-        for number, process in enumerate(getattr(iterator, "_workers", [])):
-            process.join(timeout=0.2)
-            if process.exitcode is not None:
-                code = process.exitcode
-                how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-                dead.append(f"loader worker {number} (pid {process.pid}) died: {how}")
-    cure = "; SIGKILL is mostly the kernel's answer to memory running out: lower data.num_workers or data.prefetch"
-    return ("; ".join(dead) or "a loader worker died") + (cure if any("SIGKILL" in line for line in dead) else "")
-
-
-def _end_workers_of(reference: weakref.ref[Any]) -> None:
-    iterator = reference()
-    if iterator is not None:
-        _end_workers(iterator)
-
-
-def _end_workers(iterator: Any) -> None:
-    shut_down = getattr(iterator, "_shutdown_workers", None)
-    if shut_down is None:  # no workers
-        return
-    if iterator._worker_pids_set:
-        # torch's SIGCHLD handler raises for a worker that was killed, again and again, and so out of its own clean-up
-        _remove_worker_pids(id(iterator))
-        iterator._worker_pids_set = False
-    shut_down()
-    # workers ignore SIGTERM, and Python's exit would wait for one that hangs in a decoder
-    for process in iterator._workers:
-        if process.is_alive():
-            process.kill()
+def _pin(item: Any) -> Any:
+    """The batch with its tensors in memory from which a GPU copies by itself."""
+    if not isinstance(item, dict):
+        return item
+    return {name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in item.items()}
 
 
 # ---- unreadable clips ----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from dsvid.data import ava_boxes, ava_generated
+from dsvid.data import ava_generated
 from dsvid.data.ava import class_columns
 from dsvid.data.ava_reader import AvaReader
 from dsvid.data.ava_split import AvaSplit, check_clips, class_names, label_map, open_ava, remarks
@@ -68,14 +68,6 @@ class DetectTask(Task):
         """The clips around key frames."""
         patch = encoder_size(recipe.model.arch).patch
         return AvaReader(recipe.data, recipe.detect, self.open(recipe, split), patch)
-
-    def eval_clip_bytes(self, recipe: Recipe) -> int:
-        """The largest frame of any split, resized and padded."""
-        splits = [self.open(recipe, split) for split in ("val", "test") if getattr(recipe.data, split)]
-        shapes = {(frame.width, frame.height) for split in splits for frame in split.samples.frames}
-        patch = encoder_size(recipe.model.arch).patch
-        sizes = [ava_boxes.padded(ava_boxes.resized(shape, recipe.data.short_side), patch) for shape in shapes]
-        return recipe.data.num_frames * max((width * height for width, height in sizes), default=0) * 3
 
     def evaluate(
         self, recipe: Recipe, objective: Any, split: str, run: EvalRun, *, final: bool, play: str = "forwards"

@@ -98,10 +98,6 @@ class Task(ABC):
     def check_weights(self, recipe: Recipe, path: Path, card: Card) -> None:  # noqa: B027 - a task may have no more to ask
         """Raise CheckpointError for weights whose shapes fit the recipe's model, but whose head means other classes."""
 
-    def eval_clip_bytes(self, recipe: Recipe) -> int:
-        """Bytes of a clip on its way to an evaluation: of a square view."""
-        return recipe.data.num_frames * recipe.data.input_size**2 * 3 if self.scored else 0
-
     def evaluate(
         self, recipe: Recipe, objective: Any, split: str, run: EvalRun, *, final: bool, play: str = "forwards"
     ) -> Result:

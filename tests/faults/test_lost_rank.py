@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.conftest import FP32, losses, words
-from tests.faults.conftest import Ended, fault, job, saved_steps, start, wait
+from tests.faults.conftest import Ended, fault, job, start, wait
 
 pytestmark = pytest.mark.long
 
@@ -70,14 +70,11 @@ def test_the_run_goes_on_and_ends_with_the_same_bits(again: Ended, scratch: Path
     assert weights[0] == weights[1]
 
 
-def test_a_killed_loader_process_is_a_clear_error_on_every_rank(again: Ended, scratch: Path) -> None:
-    assert again.codes("worker") == [1, 1]
-    own, other = (again.output("worker", rank).strip().splitlines() for rank in (0, 1))
-    # torch raises at once, in whatever the rank is doing; in a wait for data the loader names the worker's number too
-    died = rf"rank 0 on {HOST} failed: \w+: .*[wW]orker.* \(pid \d+\) .*killed"
-    assert re.match(died, own[-1]), own[-20:]
-    assert re.match(died, other[-1]), other[-20:]
-    assert saved_steps(scratch / "worker") in ([], [3])
+def test_a_killed_loader_process_is_replaced_and_the_numbers_are_the_same(again: Ended, scratch: Path) -> None:
+    assert again.codes("worker") == [0, 0], again.outputs[0][-3000:]
+    died = r"loader worker 0 \(pid \d+\) died: killed by SIGKILL.*another one goes on"
+    assert re.search(died, again.output("worker"))
+    assert losses(scratch / "worker") == losses(scratch / "whole")
 
 
 def test_where_rank_0_is_killed_the_others_name_it(scratch: Path) -> None:

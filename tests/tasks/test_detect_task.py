@@ -33,15 +33,6 @@ def test_names_come_by_column_and_those_that_do_not_count_are_empty(tmp_path: Pa
     assert task_of(chosen).class_names(chosen) == ["near another figure", "up"]
 
 
-def test_the_bytes_of_a_clip_are_those_of_the_widest_frame(tmp_path: Path) -> None:
-    ava_generated.make_set(tmp_path, {"train": 1, "val": 1}, seconds=3)
-    own = recipe(
-        data__root=str(tmp_path), data__train="annotations/ava_train_v2.2_min.json",
-        data__val="annotations/ava_val_v2.2_min.json", data__labels="annotations/action_list.pbtxt",
-    )  # fmt: skip
-    assert task_of(own).eval_clip_bytes(own) == 8 * 96 * 80 * 3
-
-
 def label_map(folder: Path) -> Path:
     path = folder / "map.pbtxt"
     path.write_text("".join(f'item {{\n  name: "{name}"\n  id: {k}\n}}\n' for k, name in ava_generated.NAMES.items()))

@@ -1,0 +1,399 @@
+"""Processes that make items in order and may hang, crash, leak or be killed: the items come all the same.
+
+Each process says which key (for us a video) it works on and since when. One that works on a key for too long is killed,
+one that crashed in it is replaced, and the key is given up: whoever makes an item is told, and takes something else in
+its place. Processes that have grown are replaced as well. Knows no clips, no order and no ranks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import mmap
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dsvid.data.handover import Receiver, Sender
+
+Make = Callable[[Any, Mapping[int, str]], Any]  # (task, keys that were given up and why) -> item
+# signals by which a process ends itself in native code: the key that it worked on is to blame
+CRASHES = frozenset(
+    getattr(signal, name) for name in ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS")
+    if hasattr(signal, name)
+)  # fmt: skip
+MOST_LOSSES = 3  # processes killed by somebody else; more of them say that something is wrong with the machine
+TICK_S = 1.0  # the longest wait until clocks are looked at again
+_BOARD = np.dtype([("key", "<i8"), ("since", "<f8")])
+_NOTHING = -1
+
+
+class WorkerDied(RuntimeError):
+    """Loader processes are killed again and again; not the user's mistake."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a process is ended. 0 = never."""
+
+    key_s: float = 60.0  # seconds on one key
+    grown_mb: float = 1024.0  # private memory above that after its first item
+    keys: int = 0  # keys worked on
+
+
+class _Task(NamedTuple):
+    number: int
+    task: Any
+    given_up: dict[int, str]
+    freed: list[int]
+
+
+# ---- in the process ------------------------------------------------------------------------------------------------
+
+_own_place: NDArray[Any] | None = None
+_own_keys = 0
+
+
+@contextmanager
+def working_on(key: int) -> Iterator[None]:
+    """Say that this process works on `key` from now on, for as long as the block lasts. Elsewhere: nothing."""
+    global _own_keys
+    if _own_place is None:
+        yield
+        return
+    _own_keys += 1
+    _own_place["since"] = time.monotonic()
+    _own_place["key"] = key
+    try:
+        yield
+    finally:
+        _own_place["key"] = _NOTHING
+
+
+def _run(make: Make, connection: Connection, place: NDArray[Any], limits: Limits, parent: int, ready: Any) -> None:
+    global _own_place
+    # the scheduler signals the whole group: the parent decides when to stop, and its processes go with it
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    # a process that outlives a killed rank would hold its sockets open, and the other ranks would wait for ever
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
+    torch.set_num_threads(1)
+    _own_place = place
+    ready()
+    with suppress(EOFError, OSError):  # the parent has closed
+        _serve(make, Sender(connection), connection, limits)
+    os._exit(0)  # what the parent had at the fork is the parent's to clean up
+
+
+def _serve(make: Make, sender: Sender, connection: Connection, limits: Limits) -> None:
+    first_mb: float | None = None
+    while True:
+        number, task, given_up, freed = connection.recv()
+        sender.free(freed)
+        try:
+            item = make(task, given_up)
+        except BaseException:
+            sender.send((number, "error"), traceback.format_exc())
+            continue
+        sender.send((number, "item"), item)
+        del item
+        now_mb = private_mb(os.getpid())
+        first_mb = now_mb if first_mb is None else first_mb
+        if (limits.keys and _own_keys >= limits.keys) or (limits.grown_mb and now_mb - first_mb > limits.grown_mb):
+            return
+
+
+def private_mb(pid: int) -> float:
+    """Memory of a process that is in no file and in no shared memory, in MB; 0 where the system does not tell."""
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as handle:
+            _, resident, shared, *_ = handle.read().split()
+    except OSError:
+        return 0.0
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+# ---- in the parent -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Worker:
+    number: int
+    process: Any
+    connection: Connection
+    receiver: Receiver
+    place: NDArray[Any]
+    tasks: dict[int, Any] = field(default_factory=dict)  # given and not answered yet, in order
+    killed_in: int = _NOTHING  # the key that it took too long for
+
+
+class Workers:
+    """An iterator over `make(task, given_up)` for each of `tasks`, in their order; Linux only.
+
+    `count` processes, each with up to `ahead` tasks. Items that are dicts keep their tensors in shared memory, which is
+    used again when nothing refers to them any more. What `make` raises is a RuntimeError with its traceback; WorkerDied
+    where processes are killed by others more than three times. `name` is for messages, `ready` runs in each process.
+    """
+
+    def __init__(
+        self,
+        make: Make,
+        tasks: Iterable[Any],
+        *,
+        count: int,
+        ahead: int,
+        limits: Limits,
+        name: str = "",
+        ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        assert sys.platform == "linux", "fork with threads, parent-death signals and memfd are Linux's"
+        self.limits, self.name, self.ahead = limits, name, ahead
+        self.replaced = 0
+        self.told: list[str] = []  # what happened to processes, for whoever writes the log
+        self._make, self._ready, self._parent = make, ready, os.getpid()
+        self._tasks = iter(tasks)
+        self._again: deque[tuple[int, Any]] = deque()  # tasks of processes that went, before all others
+        self._given = 0
+        self._next = 0
+        self._done: dict[int, tuple[str, Any]] = {}
+        self._given_up: dict[int, str] = {}
+        self._losses = 0
+        self._closed = False
+        # anonymous and shared: made before the fork, so that both sides have it
+        self._board = np.frombuffer(mmap.mmap(-1, max(1, count) * _BOARD.itemsize), dtype=_BOARD)
+        self._board["key"] = _NOTHING
+        self.workers: list[_Worker] = []
+        # who drops an iterator does not close it, and at its end Python waits for processes, which ignore SIGTERM
+        self._processes: dict[int, Any] = {}
+        weakref.finalize(self, _end, self._processes, self._parent).atexit = False
+        atexit.register(_close_of, weakref.ref(self))
+        for number in range(count):
+            self.workers.append(self._start(number))
+        self._give()
+
+    def __iter__(self) -> Workers:
+        return self
+
+    def __next__(self) -> Any:
+        while self._next not in self._done:
+            if not any(worker.tasks for worker in self.workers):
+                self._give()
+                if not any(worker.tasks for worker in self.workers):
+                    raise StopIteration
+            self._wait()
+            self._give()
+        kind, item = self._done.pop(self._next)
+        self._next += 1
+        if kind == "error":
+            raise RuntimeError(f"a loader process failed:\n{item}")
+        self._give()
+        return item
+
+    def close(self) -> None:
+        """End the processes now, also one that hangs."""
+        self._closed = True
+        workers, self.workers = self.workers, []
+        _end(self._processes, self._parent)
+        for worker in workers:
+            worker.connection.close()
+
+    def _start(self, number: int) -> _Worker:
+        ours, theirs = multiprocessing.Pipe()
+        place = self._board[number : number + 1]
+        place["key"] = _NOTHING
+        # fork: starts in no time and shares the list. The processes use one thread, no CUDA and no process group, so
+        # nothing of the parent's other threads is missed in them.
+        process = multiprocessing.get_context("fork").Process(
+            target=self._begin, args=(theirs, place), name=f"loader-{number}", daemon=True
+        )
+        process.start()
+        self._processes[number] = process
+        theirs.close()
+        return _Worker(number, process, ours, Receiver(ours), place)
+
+    def _begin(self, connection: Connection, place: NDArray[Any]) -> None:
+        for worker in self.workers:
+            worker.connection.close()  # else a sibling would keep alive what the parent has closed
+        _run(self._make, connection, place, self.limits, self._parent, self._ready)
+
+    def _give(self) -> None:
+        """Hand out tasks until every process has `ahead` of them."""
+        while self.workers:
+            worker = min(self.workers, key=lambda worker: len(worker.tasks))
+            # items that wait to be fetched count as well: memory is bounded by what was ordered
+            ordered = self._given - self._next
+            if len(worker.tasks) >= self.ahead or ordered - len(self._again) >= self.ahead * len(self.workers):
+                return
+            if self._again:
+                number, task = self._again.popleft()
+            else:
+                try:
+                    number, task = self._given, next(self._tasks)
+                except StopIteration:
+                    return
+                self._given += 1
+            worker.tasks[number] = task
+            try:
+                worker.connection.send(_Task(number, task, self._given_up, worker.receiver.freed()))
+            except OSError:
+                self._bury(worker)
+
+    def _wait(self) -> None:
+        """Take what is there, wait for the next thing to happen, replace who has gone or takes too long."""
+        places: dict[Any, _Worker] = {}
+        for worker in self.workers:
+            places[worker.connection] = places[worker.process.sentinel] = worker
+        happened = {places[thing].number for thing in wait(list(places), timeout=self._patience())}
+        for worker in list(self.workers):
+            if worker.number in happened:
+                if not self._take(worker) or worker.process.exitcode is not None:
+                    self._bury(worker)
+            elif self._too_long(worker):
+                worker.killed_in = int(worker.place["key"][0])
+                worker.process.kill()
+                self._bury(worker)
+
+    def _patience(self) -> float:
+        started = [float(worker.place["since"][0]) for worker in self.workers if worker.place["key"][0] != _NOTHING]
+        if not self.limits.key_s or not started:
+            return TICK_S
+        return min(TICK_S, max(0.0, min(started) + self.limits.key_s - time.monotonic()) + 0.01)
+
+    def _too_long(self, worker: _Worker) -> bool:
+        if not self.limits.key_s or worker.place["key"][0] == _NOTHING:
+            return False
+        if time.monotonic() - float(worker.place["since"][0]) <= self.limits.key_s:
+            return False
+        # in the kernel's hands: a file system that answers late is not the video's fault, and a kill would not help
+        return _kernel_state(worker.process.pid) != "D"
+
+    def _take(self, worker: _Worker) -> bool:
+        """Take all items that a process has sent; False where it has gone."""
+        try:
+            while worker.connection.poll():
+                (number, kind), item = worker.receiver.receive()
+                worker.tasks.pop(number)
+                self._done[number] = (kind, item)
+        except (EOFError, OSError):
+            return False
+        return True
+
+    def _bury(self, worker: _Worker) -> None:
+        """Replace a process that has gone; its tasks go to the others, its key is given up where it is to blame."""
+        worker.process.join(timeout=5)
+        self._take(worker)
+        worker.connection.close()
+        if self._closed:
+            return
+        key, code = int(worker.place["key"][0]), worker.process.exitcode
+        if worker.killed_in != _NOTHING:
+            if key == worker.killed_in:  # else it was through at the last moment
+                self._given_up[key] = f"reading it took longer than {self.limits.key_s:g} s, and its process was killed"
+        elif code is not None and code < 0 and -code in CRASHES and key != _NOTHING:
+            self._given_up[key] = f"the process that read it crashed ({signal.Signals(-code).name})"
+        elif code != 0:
+            self._losses += 1
+            if self._losses > MOST_LOSSES:
+                raise WorkerDied(f"{self.name}{_obituary(worker, code)}, after {MOST_LOSSES} others that were replaced")
+            self.told.append(f"{_obituary(worker, code)}; another one goes on in its place")
+        self.replaced += 1
+        self._again = deque(sorted([*self._again, *worker.tasks.items()], key=lambda task: task[0]))
+        self.workers[worker.number] = self._start(worker.number)
+
+
+def _obituary(worker: _Worker, code: int | None) -> str:
+    how = f"exit code {code}" if code is None or code >= 0 else f"killed by {signal.Signals(-code).name}"
+    cure = " (mostly the kernel's answer to memory running out: lower data.num_workers or data.prefetch)"
+    return (
+        f"loader worker {worker.number} (pid {worker.process.pid}) died: {how}{cure if code == -signal.SIGKILL else ''}"
+    )
+
+
+def _kernel_state(pid: int) -> str:
+    """The state letter of a process ("D": waits in the kernel and cannot be killed); "" where there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as handle:
+            return handle.read().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+
+
+def _end(processes: dict[int, Any], parent: int) -> None:
+    if os.getpid() != parent:  # a fork has the objects too, and none of the processes
+        return
+    for process in processes.values():
+        process.kill()
+    for process in processes.values():
+        process.join(timeout=5)  # longer only where the kernel waits for a file system
+    processes.clear()
+
+
+def _close_of(reference: weakref.ref[Workers]) -> None:
+    workers = reference()
+    if workers is not None:
+        workers.close()
+
+
+# ---- a thread of the parent ----------------------------------------------------------------------------------------
+
+
+class InThread:
+    """The items of an iterator, each prepared by a thread while the one before is used; two are ready at most."""
+
+    def __init__(self, items: Iterable[Any], prepare: Callable[[Any], Any]) -> None:
+        self._ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=2)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(items, prepare), name="items", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            kind, value = self._ready.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value
+            yield value
+
+    def close(self) -> None:
+        """Stop the thread; whoever waits for an item gets no more."""
+        self._stopped.set()
+        self._thread.join(timeout=5)
+        with suppress(queue.Empty):
+            while True:
+                self._ready.get_nowait()
+        self._ready.put(("end", None))
+
+    def _work(self, items: Iterable[Any], prepare: Callable[[Any], Any]) -> None:
+        try:
+            for item in items:
+                if not self._put("item", prepare(item)):
+                    return
+            self._put("end", None)
+        except BaseException as error:
+            self._put("error", error)
+
+    def _put(self, kind: str, value: Any) -> bool:
+        while not self._stopped.is_set():
+            with suppress(queue.Full):
+                self._ready.put((kind, value), timeout=0.1)
+                return True
+        return False

@@ -1,0 +1,248 @@
+"""Loader processes that hang, crash, leak and are killed; for us every fault is a real one in a real process."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dsvid.data import workers as module
+from dsvid.data.workers import InThread, Limits, WorkerDied, Workers, private_mb, working_on
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the processes are Linux's")
+
+
+@contextmanager
+def running(make: Any, tasks: Any, count: int = 2, ahead: int = 2, **limits: Any) -> Iterator[Workers]:
+    workers = Workers(make, tasks, count=count, ahead=ahead, limits=Limits(**limits), name="rank 3: ")
+    try:
+        yield workers
+    finally:
+        workers.close()
+
+
+def plain(task: int, given_up: Mapping[int, str]) -> dict[str, Any]:
+    """An item that tells whether its key was given up."""
+    if task in given_up:
+        return {"value": torch.tensor([-task]), "why": given_up[task]}
+    with working_on(task):
+        return {"value": torch.tensor([task]), "pid": os.getpid()}
+
+
+def values(items: Any) -> list[int]:
+    return [int(item["value"]) for item in items]
+
+
+@pytest.mark.parametrize(("count", "ahead"), [(1, 1), (2, 2), (3, 5)])
+def test_items_come_in_order_whoever_is_ready_first(count, ahead):
+    def uneven(task: int, given_up: Mapping[int, str]) -> dict[str, Any]:
+        time.sleep(0.01 * (task % 3))
+        return plain(task, given_up)
+
+    with running(uneven, range(20), count, ahead) as workers:
+        items = list(workers)
+    assert values(items) == list(range(20))
+    assert len({item["pid"] for item in items}) == count
+    assert workers.replaced == 0
+
+
+def test_no_more_is_made_than_was_ordered():
+    taken = []
+
+    def tasks() -> Iterator[int]:
+        for task in itertools.count():
+            taken.append(task)
+            yield task
+
+    with running(plain, tasks(), count=2, ahead=3) as workers:
+        for number in range(10):
+            next(workers)
+            assert len(taken) <= number + 1 + 6
+
+
+def hang_with_the_interpreter(task: int) -> None:
+    ctypes.PyDLL(None).sleep(1000)  # native code that does not give the GIL back
+
+
+@pytest.mark.parametrize("how", [hang_with_the_interpreter, lambda task: time.sleep(1000)])
+def test_a_process_that_hangs_is_killed_and_its_key_given_up(how):
+    def make(task: int, given_up: Mapping[int, str]) -> dict[str, Any]:
+        if task % 10 == 4 and task not in given_up:
+            with working_on(task):
+                how(task)
+        return plain(task, given_up)
+
+    with running(make, range(20), key_s=0.5) as workers:
+        started = time.monotonic()
+        items = list(workers)
+        took = time.monotonic() - started
+        pids = [worker.process.pid for worker in workers.workers]
+    assert values(items) == [-task if task % 10 == 4 else task for task in range(20)]
+    assert items[4]["why"] == "reading it took longer than 0.5 s, and its process was killed"
+    assert workers.replaced == 2 and 0.9 < took < 10
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGBUS"])
+def test_a_decoder_that_crashes_costs_its_key_only(name):
+    def make(task: int, given_up: Mapping[int, str]) -> dict[str, Any]:
+        if task == 3 and task not in given_up:
+            with working_on(task):
+                os.kill(os.getpid(), getattr(signal, name))
+        return plain(task, given_up)
+
+    with running(make, range(8)) as workers:
+        items = list(workers)
+    assert values(items) == [0, 1, 2, -3, 4, 5, 6, 7]
+    assert items[3]["why"] == f"the process that read it crashed ({name})"
+
+
+def test_processes_that_somebody_kills_are_replaced_a_few_times():
+    with running(plain, itertools.count()) as workers:
+        expected = iter(range(1000))
+        for _ in range(module.MOST_LOSSES):
+            victim = workers.workers[1].process
+            os.kill(victim.pid, signal.SIGKILL)
+            victim.join()
+            assert values(next(workers) for _ in range(8)) == [next(expected) for _ in range(8)]
+        assert workers.replaced == module.MOST_LOSSES
+        victim = workers.workers[0].process
+        os.kill(victim.pid, signal.SIGKILL)
+        died = rf"rank 3: loader worker 0 \(pid {victim.pid}\) died: killed by SIGKILL"
+        message = rf"{died}.*lower data.num_workers.*after 3 others"
+        with pytest.raises(WorkerDied, match=message):
+            for _ in range(20):
+                next(workers)
+
+
+def test_a_process_that_leaks_is_replaced_and_nothing_is_lost():
+    kept = []
+
+    def leaks(task: int, given_up: Mapping[int, str]) -> dict[str, Any]:
+        kept.append(bytearray(os.urandom(1 << 20) * 20))  # 20 MB that are never given back
+        return {**plain(task, given_up), "mb": private_mb(os.getpid())}
+
+    own = private_mb(os.getpid())
+    with running(leaks, range(60), grown_mb=100) as workers:
+        items = list(workers)
+    assert values(items) == list(range(60))
+    assert 60 // 8 <= workers.replaced <= 60 // 4, "each process leaks 20 MB an item and may grow by 100 MB"
+    first = min(item["mb"] for item in items)
+    assert max(item["mb"] for item in items) < first + 100 + 3 * 21
+    assert private_mb(os.getpid()) < own + 20
+
+
+def test_a_process_is_replaced_after_so_many_keys():
+    with running(plain, range(40), count=1, keys=10) as workers:
+        pids = [item["pid"] for item in workers]
+    assert [len(list(group)) for _, group in itertools.groupby(pids)] == [10] * 4
+
+
+def test_an_error_of_the_code_is_raised_here_with_its_traceback():
+    def make(task: int, given_up: Mapping[int, str]) -> dict[str, Any]:
+        if task == 2:
+            raise KeyError("no such thing")
+        return plain(task, given_up)
+
+    with running(make, range(5)) as workers:
+        assert values([next(workers), next(workers)]) == [0, 1]
+        with pytest.raises(RuntimeError, match=r"(?s)Traceback.*in make.*KeyError: 'no such thing'"):
+            next(workers)
+
+
+def test_a_file_system_that_answers_late_is_waited_for(monkeypatch):
+    """The state of a process that waits in the kernel cannot be made here: the answer of /proc is planted."""
+    monkeypatch.setattr(module, "_kernel_state", lambda pid: "D")
+
+    def slow(task: int, given_up: Mapping[int, str]) -> dict[str, Any]:
+        with working_on(task):
+            time.sleep(0.6 if task == 1 else 0)
+        return plain(task, given_up)
+
+    with running(slow, range(4), key_s=0.2) as workers:
+        assert values(workers) == [0, 1, 2, 3] and workers.replaced == 0
+
+
+def test_the_state_of_a_process():
+    assert module._kernel_state(os.getpid()) in ("R", "S") and module._kernel_state(2**22 + 1) == ""
+
+
+def test_working_on_is_nothing_outside_of_a_process():
+    with working_on(5):
+        assert module._own_place is None
+
+
+def test_a_pass_that_is_not_finished_is_ended_by_close():
+    with running(lambda task, given_up: time.sleep(1000), range(4)) as workers:
+        pids = [worker.process.pid for worker in workers.workers]
+        started = time.monotonic()
+    assert time.monotonic() - started < 2 and not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+    assert list(workers) == []
+
+
+def test_a_pass_that_is_dropped_ends_its_processes_and_nobody_else_s():
+    other = Workers(plain, range(100), count=1, ahead=1, limits=Limits())
+    workers = Workers(plain, range(100), count=2, ahead=2, limits=Limits())  # whose processes have `other`, too
+    next(workers)
+    pids = [worker.process.pid for worker in workers.workers]
+    del workers
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+    assert values([next(other), next(other)]) == [0, 1] and other.replaced == 0
+    other.close()
+
+
+def test_a_program_ends_that_closes_nothing():
+    program = """
+        from dsvid.data.workers import Limits, Workers
+        workers = Workers(lambda task, given_up: {}, range(100), count=2, ahead=2, limits=Limits())
+        next(workers)
+        print("end", flush=True)
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, "end"), done.stderr
+
+
+# ---- the thread ----------------------------------------------------------------------------------------------------
+
+
+def test_a_thread_prepares_the_items_and_hands_on_what_is_raised():
+    def items() -> Iterator[int]:
+        yield from range(5)
+        raise OSError("at the end")
+
+    thread, seen = InThread(items(), lambda item: item * 10), []
+    with pytest.raises(OSError, match="at the end"):
+        for item in thread:
+            seen.append(item)
+    assert seen == [0, 10, 20, 30, 40]
+    assert list(InThread(range(3), str)) == ["0", "1", "2"]
+
+
+def test_a_thread_is_two_ahead_and_ends_with_close():
+    taken = []
+
+    def items() -> Iterator[int]:
+        for item in itertools.count():
+            taken.append(item)
+            yield item
+
+    thread = InThread(items(), lambda item: item)
+    assert next(iter(thread)) == 0
+    time.sleep(0.3)
+    assert len(taken) <= 5
+    thread.close()
+    assert not thread._thread.is_alive() and list(thread) == []
