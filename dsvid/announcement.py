@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dsvid import engine as ds
 from dsvid import ops
-from dsvid.data.decode import choose_decoder
 from dsvid.job import Job
 from dsvid.runtime import fast_bf16, log
 from dsvid.state import State
@@ -14,7 +13,6 @@ def announce(job: Job, state: State, step: int) -> None:
     """Say, before step 1, what is about to happen: batch arithmetic, sizes, backends, places."""
     schedule, recipe, grid = job.schedule, job.recipe, job.spec.grid
     lr = job.config["optimizer"]["params"]["lr"]
-    decoder, reason = choose_decoder(recipe.data.decoder)
     saving = "activation checkpointing" if "activation_checkpointing" in job.config else "no activation checkpointing"
     lines = [
         f"batch     {schedule.world} ranks x {schedule.batch_micro} clips x {schedule.accumulation} accumulation "
@@ -28,7 +26,7 @@ def announce(job: Job, state: State, step: int) -> None:
         f"engine    DeepSpeed ZeRO-{job.facts['stage']}, {job.facts['precision']}, {job.device.type}, {saving}",
         *(f"attention {line}" for line in state.engine.module.attention_choices()),
         *(f"op        {line}" for line in ops.clear_message()),
-        f"decoder   {decoder} ({reason})",
+        f"decoder   {job.task.reader(recipe, 'train').decoding}",
         f"run       {job.folder.out}: metrics.jsonl, tensorboard/, checkpoints/, weights/",
     ]
     if job.device.type == "cpu" and job.facts["precision"] == "bf16" and not fast_bf16():

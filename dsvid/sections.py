@@ -106,7 +106,7 @@ class DataConfig(Section):
         60.0, ge=0, description="a loader process that reads one video for longer is killed; 0 = never"
     )
     recycle_mb: int = Field(1024, ge=0, description="a loader process that has grown by more is replaced; 0 = never")
-    decoder: Literal["auto", "decord", "pyav"] = "auto"
+    decoder: Literal["auto", "decord", "pyav", "torchcodec"] = "auto"
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     bad_grace: int = Field(10, ge=0, description="this many unreadable clips never stop a run")
     train_limit: int = Field(0, ge=0, description="use only the first n entries of the training list; 0 = all")

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "recipe": {"documents", "sections", "strict_yaml"},
     "schedule": {"recipe"},
     "deepspeed_json": {"documents", "recipe", "schedule"},
+    "communication": set(),
     "tokens": set(),
     "redact": set(),
     "runtime": {"redact"},

@@ -1,4 +1,4 @@
-"""`dsvid bench mask|step|load|checkpoint`: benchmarks, each with the ratio to a named baseline of the same run."""
+"""`dsvid bench mask|step|loader|scaling|…`: benchmarks, each with the ratio to a named baseline of the same run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 BENCHES = {
     "mask": "the tube-masking op against the textbook chain and the memory floor",
     "step": "forward and backward against transformers' VideoMAEForPreTraining",
+    "loader": "clips a second of the loader: loose videos, packed shards, memory over 2000 clips",
+    "scaling": "bytes that ranks send against ZeRO's formulas on 1, 2, 4 ranks, and a model of 8 to 512 devices",
     "load": "peak memory of loading a model in bf16, over its weights",
     "checkpoint": "seconds and bytes/s of saving, verifying and loading checkpoints, against the raw disk",
     "ava": "mAP of 120 000 detections against a plain loop over images and classes",

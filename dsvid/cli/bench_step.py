@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from dsvid.errors import DsvidError
 from dsvid.models import MaskedAutoencoder, decoder_size, encoder_size
 from dsvid.models.attention import REQUESTS
-from dsvid.objectives.pretrain import IMAGENET_MEAN, IMAGENET_STD, PretrainObjective
-from dsvid.ops import tube_mask
+from dsvid.models.flops import training_flops
+from dsvid.models.spec import ModelSpec
+from dsvid.objectives.pretrain import IMAGENET_MEAN, IMAGENET_STD, PretrainObjective, masked_loss
+from dsvid.ops import plan_tokens, tube_mask
 from dsvid.tokens import TubeletGrid
 
 # Gradient norms of bf16 arms may differ from fp32 by this share; the loss alone does not show a wrong residual stream.
@@ -38,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--attention", default="auto", choices=REQUESTS, help="our backend")
     parser.add_argument("--mask-ratio", type=float, default=0.9)
+    dual = "share of the masked tokens that the decoder leaves out: 0.5 = VideoMAE V2's dual masking (0)"
+    parser.add_argument("--decoder-mask-ratio", type=float, default=0.0, help=dual)
+    parser.add_argument("--compile", action="store_true", help="one more arm: ours under torch.compile (minutes)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -54,6 +59,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     arms = bench.arms()
     results = {arm.name: _Result() for arm in arms}
     for repeat in range(args.repeats + 1):
+        bench.rates.append(matmul_rate(torch.bfloat16 if bench.half else torch.float32, bench.device))
         for arm in arms:
             results[arm.name].add(bench.measure(arm), keep=repeat > 0)
     report = bench.report(results)
@@ -97,6 +103,7 @@ class _Bench:
         seeds = torch.arange(args.batch, dtype=torch.int64) + args.seed
         self.batch = {"clip": clip.to(self.device), "seed": seeds.to(self.device)}
         self.half = args.dtype == "bf16"
+        self.rates: list[float] = []
 
     def arms(self) -> list[_Arm]:
         """Ours (in bf16 also with bf16 weights, as DeepSpeed trains), transformers eager and SDPA, and fp32 as a
@@ -105,17 +112,24 @@ class _Bench:
         arms = [self._ours("dsvid", self.half, False)]
         if self.half:
             arms.append(self._ours("dsvid, bf16 weights", False, True))
-        self.masked_sites = _objective_of(arms[0]).masked_sites
+        if self.args.compile:
+            arms.append(self._ours("dsvid compiled", self.half, False, compiled=True))
+        objective = _objective_of(arms[0])
+        self.masked_sites, self.cell_drop = objective.masked_sites, objective.cell_drop
         arms += [self._theirs("transformers eager", "eager"), self._theirs("transformers sdpa", "sdpa")]
         return arms
 
-    def _ours(self, name: str, autocast: bool, cast: bool) -> _Arm:
+    def _ours(self, name: str, autocast: bool, cast: bool, compiled: bool = False) -> _Arm:
         model = MaskedAutoencoder(
             self.encoder, self.decoder, self.grid, attention=self.args.attention, seed=self.args.seed
         )
-        objective = PretrainObjective(model, self.grid, mask_ratio=self.args.mask_ratio).to(self.device)
+        objective = PretrainObjective(
+            model, self.grid, mask_ratio=self.args.mask_ratio, decoder_mask_ratio=self.args.decoder_mask_ratio
+        ).to(self.device)
         if cast:
             objective.bfloat16()
+        if compiled:
+            objective.compile()
 
         def step() -> Tensor:
             with self._autocast(autocast):
@@ -136,9 +150,26 @@ class _Bench:
             # Their transforms hand over normalised floats; the targets are computed inside their forward.
             pixels = self.batch["clip"].permute(0, 1, 4, 2, 3).float().div_(255.0).sub_(mean).div_(std)
             with self._autocast(self.half):
+                if self.cell_drop:
+                    return self._their_dual_loss(model, pixels, mask)
                 return model(pixels, bool_masked_pos=mask).loss  # type: ignore[no-any-return]
 
         return _Arm(name, model, step)
+
+    def _their_dual_loss(self, model: Any, pixels: Tensor, mask: Tensor) -> Tensor:
+        """Dual masking with transformers' modules, which have none: its forward, with fewer tokens for the decoder."""
+        plan = plan_tokens(self.batch["seed"], self.grid, self.masked_sites, self.cell_drop)
+        encoded = model.encoder_to_decoder(model.videomae(pixels, bool_masked_pos=mask).last_hidden_state)
+        places = model.position_embeddings.expand(len(mask), -1, -1).type_as(pixels)
+        decoded = places.gather(1, plan.decoded.long()[..., None].expand(-1, -1, places.shape[-1]))
+        visible = places[~mask].reshape(len(mask), -1, places.shape[-1])
+        tokens = torch.cat([encoded + visible, model.mask_token + decoded], dim=1)
+        predictions = model.decoder(tokens, decoded.shape[1]).logits[:, : plan.max_targets]
+        with torch.no_grad():  # its own way to the targets, then those that are wanted
+            targets = _textbook_targets(pixels, self.grid)
+            index = plan.targets.long()[..., None].expand(-1, -1, targets.shape[-1])
+            targets = targets.gather(1, index)
+        return masked_loss(predictions, targets, plan.target_weight)
 
     @contextlib.contextmanager
     def _autocast(self, enabled: bool) -> Iterator[None]:
@@ -174,7 +205,19 @@ class _Bench:
             }
             for name, result in results.items()
         }
-        report: dict[str, Any] = {"settings": vars(self.args) | {"clock": clock}, "arms": arms}
+        spec = ModelSpec("pretrain", self.args.arch, self.args.frames, self.args.size)
+        flops = self.args.batch * training_flops(
+            spec, mask_ratio=self.args.mask_ratio, decoder_mask_ratio=self.args.decoder_mask_ratio
+        )
+        rate, shared = statistics.median(self.rates), self.args.threads if clock == "cpu_s" else 1
+        for arm in arms.values():
+            arm["share_of_matmul"] = flops / (arm[clock] / shared) / rate
+        report: dict[str, Any] = {
+            "settings": vars(self.args) | {"clock": clock},
+            "gflop": flops / 1e9,
+            "matmul_gflop_s": rate / 1e9,
+            "arms": arms,
+        }
         for ours in (name for name in arms if name.startswith("dsvid")):
             for baseline in ("eager", "sdpa"):
                 ratios = [
@@ -204,6 +247,32 @@ class _Bench:
 def _objective_of(arm: _Arm) -> PretrainObjective:
     assert isinstance(arm.model, PretrainObjective)
     return arm.model
+
+
+def _textbook_targets(pixels: Tensor, grid: TubeletGrid) -> Tensor:
+    """Targets of all tokens [B, N, P] of normalised video [B, T, 3, H, W], as the originals compute them."""
+    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(1, 1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=pixels.device).view(1, 1, 3, 1, 1)
+    frames = (pixels * std + mean).reshape(len(pixels), grid.t, grid.tubelet, 3, grid.h, grid.patch, grid.w, grid.patch)
+    cut = frames.permute(0, 1, 4, 6, 2, 5, 7, 3).reshape(len(pixels), grid.tokens, grid.pixels, 3)
+    deviation = cut.var(dim=-2, unbiased=True, keepdim=True).sqrt() + 1e-6
+    return ((cut - cut.mean(dim=-2, keepdim=True)) / deviation).reshape(len(pixels), grid.tokens, grid.values)
+
+
+def matmul_rate(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:
+    """FLOP/s of the machine's matrix product at sizes of a ViT's layers, the fastest of some: the limit of a step."""
+    best = 0.0
+    for rows, inner, columns in ((1568, 768, 3072), (1024, 1024, 1024)):
+        left, right = (torch.randn(shape, device=device).to(dtype) for shape in ((rows, inner), (inner, columns)))
+        seconds = []
+        for _ in range(repeats):
+            since = time.thread_time() if device.type == "cpu" else time.perf_counter()
+            torch.mm(left, right)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append((time.thread_time() if device.type == "cpu" else time.perf_counter()) - since)
+        best = max(best, 2.0 * rows * inner * columns / statistics.median(seconds))
+    return best
 
 
 def _agree(what: str, found: float, expected: float, share: float) -> None:
@@ -314,10 +383,13 @@ def _print(report: dict[str, Any]) -> None:
         f"{settings['size']}x{settings['size']}, mask {settings['mask_ratio']}, {settings['threads']} thread(s), "
         f"{settings['device']}, median of {settings['repeats']}"
     )
+    print(
+        f"  {report['gflop']:.1f} GFLOP a step; matrix products {report['matmul_gflop_s']:.0f} GFLOP/s in turns with it"
+    )
     for name, arm in report["arms"].items():
         print(
             f"  {name:24s} cpu {arm['cpu_s']:.4f} s  wall {arm['wall_s']:.4f} s  loss {arm['loss']:.7f}  "
-            f"grad norm {arm['grad_norm']:.7f}"
+            f"grad norm {arm['grad_norm']:.7f}  {arm['share_of_matmul']:.0%} of the matmul limit"
         )
     if "fp32" in report:
         print(

@@ -45,7 +45,7 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--jobs", type=int, default=cores, metavar="N", help="processes (all cores)")
-    parser.add_argument("--decoder", choices=("auto", "decord", "pyav"), default="auto")
+    parser.add_argument("--decoder", choices=("auto", "decord", "pyav", "torchcodec"), default="auto")
     parser.add_argument("--frame-name", default="img_{:05}.jpg", metavar="NAME", help="of frame folders' pictures")
     parser.add_argument("--frame-start", type=int, default=1, metavar="N", help="number of their first picture")
 

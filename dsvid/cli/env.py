@@ -77,7 +77,7 @@ def _devices() -> None:
     import torch
 
     from dsvid import ops
-    from dsvid.data.decode import choose_decoder
+    from dsvid.data.decoder_choice import choose_decoder
     from dsvid.errors import DsvidError
     from dsvid.models.attention import choose_backend
 

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32",
                         help="of the stored features; fp16 also computes in fp16 on a GPU")  # fmt: skip
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that decode (0: this one)")
-    parser.add_argument("--decoder", choices=("auto", "decord", "pyav"), default="auto")
+    parser.add_argument("--decoder", choices=("auto", "decord", "pyav", "torchcodec"), default="auto")
     parser.add_argument("--frame-name", default="img_{:05}.jpg", metavar="NAME", help="files of a folder of frames")
     parser.add_argument("--frame-start", type=int, default=1, metavar="N", help="number of a folder's first file")
     parser.add_argument("overrides", nargs="*", metavar="a=b", help="for the model: num_heads=6, num_frames=32, …")
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Extract this rank's share; returns 2 where no video of the list could be read."""
-    from dsvid.data.decode import choose_decoder
+    from dsvid.data.decoder_choice import choose_decoder
     from dsvid.data.feature_files import output_names
     from dsvid.data.windows import read_videos
     from dsvid.runtime import log, pick_device, read_ranks, start_log

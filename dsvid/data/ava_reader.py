@@ -12,7 +12,7 @@ from torch import Tensor
 from dsvid.data import ava_boxes, ava_clips
 from dsvid.data.ava_clips import AvaView
 from dsvid.data.ava_split import AvaSplit
-from dsvid.data.decode import choose_decoder
+from dsvid.data.decoder_choice import choose_decoder
 from dsvid.data.reader import Choice, Chosen, InOrder
 from dsvid.errors import DataError
 
@@ -29,7 +29,8 @@ class AvaReader(InOrder):
         self.config, self.detect, self.split, self.patch = data, detect, split, patch
         self.size = len(split)
         self.source = split.source
-        self.decoder, _ = choose_decoder(data.decoder)
+        self.decoder, why = choose_decoder(data.decoder)
+        self.decoding = f"{self.decoder} ({why})"
 
     def path(self, index: int) -> str:
         """The clip of sample `index`."""

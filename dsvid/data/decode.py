@@ -1,13 +1,13 @@
-"""One interface over decord, PyAV and folders of frames: frame number i is the same picture whichever of them reads it.
+"""One interface over decord, torchcodec, PyAV and folders of frames: frame number i is the same picture from each.
 
 Frame numbers count the frames of FFmpeg's best video stream (default flag, then most frames probed, then bit rate) in
-display order. Where decord would give other frames than asked for (`_why_not_decord`), PyAV reads the file and says so.
-Sources are opened for one clip and closed: an idle decord reader keeps decoding ahead. Rotation tags are not applied.
+display order. Where decord or torchcodec would give other frames than asked for (`_why_not`), PyAV reads the file and
+says so. Sources are opened for one clip and closed: an idle decord reader keeps decoding ahead. Pictures are turned as
+quarter turns of the rotation tag say, which the other two do by themselves.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from bisect import bisect_right
@@ -21,12 +21,13 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dsvid.data.decoder_choice import import_decord, import_torchcodec
 from dsvid.data.manifest import Entry
 from dsvid.errors import DataError
 
 Frames = NDArray[np.uint8]
-_DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-_DECORD_PIXELS = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "gray")
+_SOUND_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+_PLAIN_PIXELS = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "gray")
 _SKIPPING_CODECS = ("h264", "hevc")  # whose decoders leave out frames that no other one refers to
 DEFAULT_FPS = 25.0  # of files that say nothing of time
 FRAME_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp"))
@@ -51,45 +52,15 @@ class _Source(ClipSource, Protocol):
     def close(self) -> None: ...
 
 
-def choose_decoder(name: str) -> tuple[str, str]:
-    """(`decord` or `pyav`, why) for a recipe's data.decoder. Raises DataError where the wanted one is not installed."""
-    if name in ("auto", "decord"):
-        try:
-            decord = _import_decord()
-        except Exception as error:  # a wheel for another platform raises OSError, RuntimeError, ...
-            if name == "decord":
-                raise DataError(
-                    "data.decoder=decord, but decord cannot be imported",
-                    found=f"{type(error).__name__}: {error}",
-                    fix="pip install decord (x86-64) or decord2, or data.decoder=pyav",
-                ) from error
-            _require_pyav(f"decord cannot be imported ({type(error).__name__})")
-            return "pyav", f"decord cannot be imported ({type(error).__name__})"
-        return "decord", f"decord {decord.__version__} is installed" if name == "auto" else "asked for"
-    _require_pyav("data.decoder=pyav")
-    return "pyav", "asked for"
-
-
-def _require_pyav(why: str) -> None:
-    try:
-        import av  # noqa: F401
-    except Exception as error:
-        raise DataError(f"{why}, but PyAV cannot be imported", found=str(error), fix="pip install av") from error
-
-
 def quiet_decoders() -> None:
     """Silence FFmpeg's own lines about damaged files: the errors raised here name file and cause."""
     with suppress(Exception):  # absent or for another platform: then there is nothing to silence
-        decord = _import_decord()
+        decord = import_decord()
         decord.logging.set_level(decord.logging.QUIET)
     with suppress(Exception):
         import av
 
         av.logging.set_level(None)
-
-
-def _import_decord() -> Any:
-    return importlib.import_module("decord")
 
 
 @contextmanager
@@ -147,7 +118,7 @@ def _open(entry: Entry, decoder: str, frame_name: str, frame_start: int) -> _Sou
     if entry.kind == "frames" and entry.total > 0:
         raise DataError(f"{path}: a file where the list promises a folder of frames")
     refuse_by_first_bytes(path)
-    source = _open_decord(path) if decoder == "decord" else PyavSource(path)
+    source = PyavSource(path) if decoder == "pyav" else _open_native(path, decoder)
     if entry.total > 0:
         return _Part(source, entry)
     return source
@@ -212,30 +183,57 @@ class _DecordSource:
             self._other.close()
 
 
-def _open_decord(path: str) -> _Source:
+class _TorchcodecSource:
+    note: str | None = None
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        # exact: it reads all packets first, as the index of PyAV does
+        self._decoder: Any = import_torchcodec().VideoDecoder(
+            path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact"
+        )
+        self.frames = int(self._decoder.metadata.num_frames)
+        fps = float(self._decoder.metadata.average_fps or 0)
+        self.fps = fps if 0 < fps < 1e4 else None
+
+    def read(self, indices: Sequence[int] | NDArray[np.int64]) -> Frames:
+        wanted = np.asarray(indices, dtype=np.int64)
+        _check_range(wanted, self.frames, self.path)
+        pictures: Frames = self._decoder.get_frames_at(wanted.tolist()).data.numpy()
+        return pictures
+
+    def close(self) -> None:
+        self._decoder = None
+
+
+def _open_native(path: str, decoder: str) -> _Source:
+    """By decord or torchcodec; by PyAV, with a note, where they would give other frames or none."""
     facts = os.stat(path)
-    reason = _why_not_decord(path, facts.st_size, facts.st_mtime_ns)
+    reason = _why_not(decoder, path, facts.st_size, facts.st_mtime_ns)
     if reason is None:
-        decord = _import_decord()
         try:
+            if decoder == "torchcodec":
+                return _TorchcodecSource(path)
+            decord = import_decord()
             return _DecordSource(path, decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1))
         except Exception as error:  # for example a codec younger than decord's FFmpeg 4.1 (AV1)
-            reason = f"decord cannot open it ({_first_line(error)})"
+            reason = f"{decoder} cannot open it ({_first_line(error)})"
     other = PyavSource(path)
     other.note = f"read by PyAV, because {reason}"
     return other
 
 
 @lru_cache(maxsize=1 << 16)
-def _why_not_decord(path: str, size: int, modified_ns: int) -> str | None:
-    """Why decord would give wrong frames of a file, or None; `size` and `modified_ns` only tell a replaced file.
+def _why_not(decoder: str, path: str, size: int, modified_ns: int) -> str | None:
+    """Why a decoder would give wrong frames of a file, or None; `size` and `modified_ns` only tell a replaced file.
 
     decord takes the place of a key frame among the packets for its frame number, and trusts every time stamp: measured
-    wrong frames are 23 of 96 with open groups of pictures, 84 of 96 for H.264 in AVI, 350 of 400 in MPEG-TS.
+    wrong frames are 23 of 96 with open groups of pictures, 84 of 96 for H.264 in AVI, 350 of 400 in MPEG-TS (of
+    torchcodec there 217 of 384).
     """
     index = PyavSource(path)
     try:
-        return index.why_not_decord()
+        return index.why_not(decoder)
     finally:
         index.close()
 
@@ -268,10 +266,10 @@ class PyavSource:
     def _index(self) -> None:
         times: list[int | None] = []
         keys: dict[int, int] = {}  # time of a key frame -> its place among the packets
-        self._discards = False
+        hidden = 0  # by an edit list
         for packet in self._container.demux(self._stream):
             if packet.size == 0 or packet.is_discard:
-                self._discards |= packet.is_discard
+                hidden += packet.is_discard
                 continue
             if packet.is_keyframe and packet.pts is not None:
                 keys[packet.pts] = len(times)
@@ -289,7 +287,8 @@ class PyavSource:
         # seeking in transport streams lands anywhere; the packets themselves are sound
         self._seekable = self._timed and container != "mpegts"
         promised = self._stream.frames
-        if self.frames < promised - max(2, promised // 50):
+        self._discards = hidden > 0
+        if self.frames + hidden < promised - max(2, promised // 50):
             self.note = f"the file is cut off: {self.frames} of {promised} frames are there"
         rate: Fraction | None = self._stream.average_rate
         self.fps = float(rate) if rate else None
@@ -329,19 +328,19 @@ class PyavSource:
         aspect: Fraction | None = self._stream.sample_aspect_ratio
         return aspect if aspect and aspect > 0 else Fraction(1)
 
-    def why_not_decord(self) -> str | None:
-        """See `_why_not_decord`."""
-        if self._container.format.name not in _DECORD_CONTAINERS:
-            return f"decord counts frames wrongly in {self._container.format.name} files"
+    def why_not(self, decoder: str) -> str | None:
+        """See `_why_not`."""
+        if self._container.format.name not in _SOUND_CONTAINERS:
+            return f"{decoder} counts frames wrongly in {self._container.format.name} files"
         if self.note is not None:
             return self.note
         if not self._timed or self._discards:
             return "its frames have no time stamps, equal ones or an edit list"
-        if any(self._times[place] != time for time, place in self._places.items()):
+        if decoder == "decord" and any(self._times[place] != time for time, place in self._places.items()):
             return "decord counts frames wrongly after a key frame with frames shown before it (open GOP)"
         context = self._stream.codec_context
-        if context.pix_fmt not in _DECORD_PIXELS:
-            return f"decord converts {context.pix_fmt} to other colours"
+        if context.pix_fmt not in _PLAIN_PIXELS:
+            return f"{decoder} converts {context.pix_fmt} to other colours"
         return None
 
     def _key_before(self, number: int) -> int:
@@ -390,7 +389,8 @@ class PyavSource:
     def _advance(ahead: Iterator[tuple[int, Any]], number: int) -> tuple[Frames | None, int]:
         for found, frame in ahead:
             if found == number:
-                return frame.to_ndarray(format="rgb24"), found
+                turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
+                return np.rot90(frame.to_ndarray(format="rgb24"), turns), found
             if found > number:
                 return None, found
         return None, -1

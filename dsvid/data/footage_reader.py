@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsvid.data import augment, order, traffic_split
-from dsvid.data.decode import choose_decoder
+from dsvid.data.decoder_choice import choose_decoder
 from dsvid.data.driving import add_borders
 from dsvid.data.footage import Footage, read_clip, read_index
 from dsvid.data.randaugment import parse_policy
@@ -126,7 +126,8 @@ class FootageReader:
         self.config, self.footage, self.split = data, footage, split
         self.size = len(split)
         self.source = " and ".join(source.footage.source for source in split.sources)
-        self.decoder, _ = choose_decoder(data.decoder)
+        self.decoder, why = choose_decoder(data.decoder)
+        self.decoding = f"{self.decoder} ({why})"
         self.policy = parse_policy(data.augment.policy) if data.augment.policy else None
 
     def path(self, index: int) -> str:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsvid.data import augment, order, sampling
-from dsvid.data.decode import ClipSource, choose_decoder, open_clip_source
+from dsvid.data.decode import ClipSource, open_clip_source
+from dsvid.data.decoder_choice import choose_decoder, some_entries
 from dsvid.data.manifest import Manifest, open_split
 from dsvid.data.randaugment import parse_policy
 from dsvid.errors import DataError
@@ -58,6 +59,10 @@ class Reader(Protocol):
     @property
     def source(self) -> str:
         """What the samples come from, for messages."""
+
+    @property
+    def decoding(self) -> str:
+        """What decodes the pictures, and why, for the log."""
 
     def path(self, index: int) -> str:
         """The file of sample `index`, for messages."""
@@ -132,7 +137,10 @@ class ClipReader(InOrder):
         self.size = len(self.manifest)
         if split == "train" and config.train_limit:
             self.size = min(self.size, config.train_limit)
-        self.decoder, _ = choose_decoder(config.decoder)
+        self.decoder, why = choose_decoder(
+            config.decoder, some_entries(self.manifest), frames=config.num_frames, distance=config.sampling_rate
+        )
+        self.decoding = f"{self.decoder} ({why})"
         policy = config.augment.policy
         self.policy = parse_policy(policy) if policy and split == "train" else None
         self.cache = FrameCache(config.cache_mb * 10**6, most_frames=4 * config.num_frames * config.sampling_rate)

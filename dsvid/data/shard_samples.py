@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsvid.data import augment
-from dsvid.data.decode import ClipSource, PyavSource, choose_decoder, open_clip_source, quiet_decoders, unreadable
+from dsvid.data.decode import ClipSource, PyavSource, open_clip_source, quiet_decoders, unreadable
+from dsvid.data.decoder_choice import choose_decoder
 from dsvid.data.manifest import Entry, Manifest
 from dsvid.data.shards import FRAME, SAMPLE, Table, member_key
 from dsvid.data.video_writer import open_writer

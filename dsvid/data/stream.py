@@ -1,7 +1,7 @@
 """One video read from front to back in constant memory: upright pictures with their times, and the clips among them.
 
-For one video of any length, where `decode` serves clips out of many: here rotation tags are applied and pixels are
-made square where a size is asked for. Knows no model. Legend: T frames of a clip.
+For one video of any length, where `decode` serves clips out of many: here pixels are made square where a size
+is asked for. Knows no model. Legend: T frames of a clip.
 """
 
 from __future__ import annotations

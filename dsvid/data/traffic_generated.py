@@ -126,8 +126,8 @@ def draw_drive(seed: int, split: str, number: int, fps: int = DOTA_FPS) -> Drive
 
 
 def _draw_interval(rng: np.random.Generator, frames: int, tick: float) -> NDArray[np.bool_]:
-    start = int(rng.uniform(0.25, 0.5) * frames)
-    length = round(int(rng.integers(14, 23)) / tick)
+    start = int(rng.uniform(0.2, 0.4) * frames)
+    length = round(int(rng.integers(20, 29)) / tick)
     time = np.arange(frames)
     return (time >= start) & (time < start + length)
 
@@ -147,8 +147,8 @@ def _misbehave(
 ) -> tuple[Array, Array]:
     """(forward, sideways) speeds [T] with the deed in them where `inside`."""
     swerve = rng.choice([-1, 1]) * rng.uniform(3.4, 4.4)
-    # back again after a while: a swerve to one side for a second would be a new lane
-    turned = np.cumsum(inside) * tick > rng.uniform(7, 12)
+    # to and fro: a swerve to one side for more than a second would be a new lane
+    turned = np.cumsum(inside) * tick // rng.uniform(7, 12) % 2 == 1
     if deed == "stop":
         return np.where(inside, 0.0, forward), np.where(inside, 0.0, side)
     return forward, np.where(inside, np.where(turned, -swerve, swerve), side)
@@ -198,17 +198,24 @@ def _shift(road: Array32, x: Array, y: Array) -> Array32:
 
 
 def _paint_car(pictures: Array32, car: Car) -> None:
-    """A bar with stripes across and a dark windscreen in front, over the pictures in place."""
+    """A bar with spots and a dark windscreen in front, over the pictures in place.
+
+    Spots, not stripes: motion along stripes does not show.
+    """
     rng = np.random.default_rng(car.look)
-    body, stripe = rng.uniform(20, 240, size=(2, 3)).astype(np.float32)
-    waves, phase = rng.uniform(1.5, 3), rng.uniform(0, 6)
+    body, spot = rng.uniform(20, 240, size=(2, 3)).astype(np.float32)
+    along, across = rng.uniform(1.5, 3), rng.uniform(1, 2)
+    phases = rng.uniform(0, 2 * np.pi, size=2)
     columns, rows = np.arange(-10, 11), np.arange(-14, 15)  # farther from the centre than half of any car
     for picture, x, y in zip(pictures, car.x, car.y, strict=True):
         u = (columns + round(x) - x).astype(np.float32)[None, :]
         v = (rows + round(y) - y).astype(np.float32)[:, None]
         cover = np.clip(car.width / 2 - abs(u) + 0.5, 0, 1) * np.clip(car.length / 2 - abs(v) + 0.5, 0, 1)
-        share = (0.5 + 0.5 * np.sin(2 * np.pi * waves * v / car.length + phase))[..., None]
-        colour = np.where((abs(v + car.length / 4) < 1.5)[..., None], np.float32(15), body + share * (stripe - body))
+        waves = np.sin(2 * np.pi * along * v / car.length + phases[0]) * np.sin(
+            2 * np.pi * across * u / car.width + phases[1]
+        )
+        share = (0.5 + 0.5 * waves)[..., None].astype(np.float32)
+        colour = np.where((abs(v + car.length / 4) < 1.5)[..., None], np.float32(15), body + share * (spot - body))
         place = np.ix_((rows + round(y)) % SIZE, (columns + round(x)) % SIZE)
         picture[place] += cover[..., None] * (colour - picture[place])
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dsvid.data import augment
 from dsvid.data.driving import add_borders
+from dsvid.data.picture import decoder_name
 from dsvid.data.randaugment import parse_policy
 from dsvid.data.reader import Choice, Chosen, InOrder
 from dsvid.data.traffic import read_frames
@@ -38,6 +39,7 @@ class TrafficReader(InOrder):
         self.config, self.anomaly, self.split = data, anomaly, split
         self.size = len(split)
         self.source = split.source
+        self.decoding = f"{decoder_name()} (pictures inside of zips)"
         self.policy = parse_policy(data.augment.policy) if data.augment.policy else None
 
     def path(self, index: int) -> str:

@@ -31,6 +31,14 @@ def test_every_arm_agrees(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     json.dumps(report)
 
 
+def test_dual_masking_agrees_with_their_modules() -> None:
+    report = bench_step.run(_arguments("--decoder-mask-ratio", "0.5", "--size", "64"))
+    single = bench_step.run(_arguments("--size", "64"))
+    assert report["gflop"] < single["gflop"]
+    assert report["arms"]["dsvid"]["loss"] != single["arms"]["dsvid"]["loss"]
+    assert 0 < report["arms"]["dsvid"]["share_of_matmul"] < 1.2 and report["matmul_gflop_s"] > 1
+
+
 def test_a_difference_in_the_model_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     right = bench_step.transformers_state
 

@@ -13,7 +13,8 @@ import torch
 from safetensors import safe_open
 
 from dsvid.cli import main
-from dsvid.data.decode import choose_decoder, open_clip_source
+from dsvid.data.decode import open_clip_source
+from dsvid.data.decoder_choice import choose_decoder
 from dsvid.data.feature_files import KEYS, read_arrays
 from dsvid.models.spec import ModelSpec, build_model
 from dsvid.weights import load_model
