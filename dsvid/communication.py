@@ -32,16 +32,13 @@ class Links:
 def communication_s(volume: float, devices: int, links: Links) -> float:
     """Seconds that collectives of `volume` bytes (of gathering or scattering) take alone on `devices` devices.
 
-    In rings that go through every node once: inside of a node every device sends its share over its own link; a ring
-    over nodes is held up by the slowest link on its way, and all rings together by the node's.
+    In rings that go through every node once, as many as a node has devices: a device sends (n - 1) / n of the volume to
+    its neighbours inside of the node, and as much crosses the border of a node, over all its devices together.
     """
-    inside = min(devices, links.devices_a_node)
-    seconds = ring_share(inside) * volume / links.device if inside > 1 else 0.0
-    nodes = -(-devices // links.devices_a_node)
-    if nodes > 1:
-        # what crosses the border of a node, whatever the number of its devices: the node acts as one member of a ring
-        seconds = max(seconds, ring_share(nodes) * volume / links.node)
-    return seconds
+    share = ring_share(devices)
+    inside = share * volume / links.device if links.devices_a_node > 1 else 0.0
+    across = share * volume / links.node if devices > links.devices_a_node else 0.0
+    return max(inside, across)  # one after the other would be slower; rings do both at once
 
 
 def step_s(compute_s: float, communication: float, overlap: float) -> float:

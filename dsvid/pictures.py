@@ -60,8 +60,11 @@ def confusion_picture(counts: NDArray[np.int64], names: list[str], *, side: int 
     return np.asarray(sheet)
 
 
-def bar_picture(values: dict[str, float], *, title: str, width: int = 640) -> Pixels:
-    """Bars from 0 to 1, one a name, in the order given -> picture [h, w, 3]; a name with NaN has a dash for its bar."""
+def bar_picture(values: dict[str, float], *, title: str, width: int = 640, largest: float = 0.0) -> Pixels:
+    """Bars from 0 to 1 with their percent, one a name, in the order given -> picture [h, w, 3]; NaN is a dash.
+
+    With `largest` bars go from 0 to that number, and have their numbers beside them.
+    """
     from PIL import Image, ImageDraw
 
     row, top = 14, 22
@@ -76,9 +79,9 @@ def bar_picture(values: dict[str, float], *, title: str, width: int = 640) -> Pi
         if np.isnan(value):
             draw.text((margin, y), "-", fill="gray")
             continue
-        end = margin + round(min(max(value, 0.0), 1.0) * long)
+        end = margin + round(min(max(value / (largest or 1.0), 0.0), 1.0) * long)
         draw.rectangle((margin, y + 2, end, y + row - 3), fill=(32, 81, 150))
-        draw.text((end + GAP, y), f"{100 * value:.1f}", fill="black")
+        draw.text((end + GAP, y), f"{value:.4g}" if largest else f"{100 * value:.1f}", fill="black")
     return np.asarray(sheet)
 
 

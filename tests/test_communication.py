@@ -17,10 +17,13 @@ def test_inside_of_a_node_and_over_nodes() -> None:
     assert communication_s(1000, 1, links) == 0
     assert communication_s(1000, 2, links) == pytest.approx(0.5 * 1000 / 100)
     assert communication_s(1000, 4, links) == pytest.approx(0.75 * 1000 / 100)
-    assert communication_s(1000, 8, links) == pytest.approx(0.5 * 1000 / 20)
-    assert communication_s(1000, 40, links) == pytest.approx(0.9 * 1000 / 20)
+    # a flat ring of 8: 7/8 of the volume crosses each border, also that of a node
+    assert communication_s(1000, 8, links) == pytest.approx(7 / 8 * 1000 / 20)
+    assert communication_s(1000, 40, links) == pytest.approx(39 / 40 * 1000 / 20)
     fast = Links(device=100.0, node=1e9, devices_a_node=4)
-    assert communication_s(1000, 40, fast) == communication_s(1000, 4, fast), "the node's own links hold the ring up"
+    assert communication_s(1000, 40, fast) == pytest.approx(39 / 40 * 1000 / 100), "the links inside hold the ring up"
+    single = Links(device=100.0, node=20.0, devices_a_node=1)
+    assert communication_s(1000, 2, single) == pytest.approx(0.5 * 1000 / 20)
 
 
 def test_sending_hides_behind_the_backward_only_as_long_as_it_lasts() -> None:

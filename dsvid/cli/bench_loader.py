@@ -209,7 +209,9 @@ def read_by_pyav(path: Path, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
                 found[number] = frame.to_ndarray(format="rgb24")
             if number >= wanted[-1]:
                 break
-        return np.stack([found[number] for number in wanted.tolist() if number in found])
+        if len(found) < len(set(wanted.tolist())):
+            raise ValueError(f"{path}: only {len(found)} frames are where a constant rate has them")
+        return np.stack([found[number] for number in wanted.tolist()])
 
 
 def _jpegs(packed: Path) -> list[list[memoryview]]:
@@ -238,32 +240,52 @@ def decode_jpegs(pictures: list[list[memoryview]], number: int) -> NDArray[np.ui
 
 
 def in_processes(read: Callable[[np.random.Generator], object], turn: int, workers: int, clips: int) -> float:
-    """Clips a second of a bare loop in `workers` processes that start at once."""
+    """Clips a second of a bare loop in `workers` processes that start at once. Raises DataError where one fails."""
     context = multiprocessing.get_context("fork")
-    ready, go, done = (context.Barrier(workers + 1) for _ in range(3))
 
-    def work(number: int) -> None:
+    def work(number: int, connection: Any) -> None:
         torch.set_num_threads(1)
         rng = np.random.default_rng((turn, number))
-        read(rng)  # what is loaded and looked at once only
-        ready.wait()
-        go.wait()
-        for _ in range(clips):
-            read(rng)
-        done.wait()
+        try:
+            read(rng)  # what is loaded and looked at once only
+            connection.send("")
+            connection.recv()
+            for _ in range(clips):
+                read(rng)
+            connection.send("")
+        except Exception as error:
+            connection.send(f"{type(error).__name__}: {error}")
         os._exit(0)
 
-    processes = [context.Process(target=work, args=(number,), daemon=True) for number in range(workers)]
-    for process in processes:
-        process.start()
-    ready.wait(timeout=60)
-    since = time.perf_counter()
-    go.wait()
-    done.wait(timeout=3600)
-    seconds = time.perf_counter() - since
-    for process in processes:
-        process.join()
-    return workers * clips / seconds
+    pipes = [context.Pipe() for _ in range(workers)]
+    processes = [
+        context.Process(target=work, args=(number, theirs), daemon=True) for number, (_, theirs) in enumerate(pipes)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        _hear(pipes, processes)
+        since = time.perf_counter()
+        for ours, _ in pipes:
+            ours.send("go")
+        _hear(pipes, processes)
+        return workers * clips / (time.perf_counter() - since)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _hear(pipes: list[Any], processes: list[Any]) -> None:
+    """Wait for a word of every process: an empty one, or what went wrong."""
+    from dsvid.errors import DataError
+
+    for (ours, _), process in zip(pipes, processes, strict=True):
+        while not ours.poll(0.02) and process.is_alive():
+            pass
+        text = ours.recv() if ours.poll() else f"exit code {process.exitcode}"
+        if text:
+            raise DataError("a process that reads failed", found=text, expected="videos that every arm can read")
 
 
 def through_loader(source: Path, samples: int, turn: int, workers: int, clips: int) -> float:

@@ -52,17 +52,36 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if task:
         measure_rank(args, Path(task))
         return {}
-    try:
-        worlds = [int(part) for part in args.ranks.split(",")]
-        if min(worlds) < 1 or args.repeats < 1:
-            raise ValueError
-    except ValueError:
-        raise RecipeError("--ranks", found=args.ranks, expected="numbers of ranks, as 1,2,4") from None
+    worlds = _worlds(args)
     results = {}
     for world in worlds:
         with tempfile.TemporaryDirectory(prefix="dsvid-bench-") as folder:
             results[world] = start_ranks(args, world, Path(folder))
     return report(args, results)
+
+
+def _worlds(args: argparse.Namespace) -> list[int]:
+    """Numbers of ranks, ascending. Raises RecipeError for options that make no sense."""
+    try:
+        worlds = sorted({int(part) for part in args.ranks.split(",")})
+    except ValueError:
+        worlds = [0]
+    if worlds[0] < 1:
+        raise RecipeError("--ranks", found=args.ranks, expected="numbers of ranks, as 1,2,4")
+    if args.device_s is None and worlds[0] != 1:
+        raise RecipeError("--ranks", found=args.ranks, expected="1 among them, whose seconds the model starts from",
+                          fix="--ranks 1,2,4, or --device-s")  # fmt: skip
+    for name, value, least in (("repeats", args.repeats, 1), ("batch", args.batch, 1),
+                               ("devices-a-node", args.devices_a_node, 1)):  # fmt: skip
+        if value < least:
+            raise RecipeError(f"--{name}", found=value, expected=f"at least {least}")
+    for name in ("device_s", "device_gbs", "node_gbs"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise RecipeError(f"--{name.replace('_', '-')}", found=value, expected="more than 0")
+    if not 0 <= args.overlap <= 1:
+        raise RecipeError("--overlap", found=args.overlap, expected="a share from 0 to 1")
+    return worlds
 
 
 # ---- the ranks -----------------------------------------------------------------------------------------------------
@@ -79,16 +98,24 @@ def start_ranks(args: argparse.Namespace, world: int, folder: Path) -> dict[str,
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world),
               "LOCAL_SIZE": str(world), "OMP_NUM_THREADS": "1", TASK: str(folder)}  # fmt: skip
     logs = [folder / f"rank-{rank}.log" for rank in range(world)]
-    ranks = []
-    for rank, path in enumerate(logs):
-        with path.open("wb") as out:
-            own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            ranks.append(subprocess.Popen(words, env=own, stdout=out, stderr=subprocess.STDOUT))
-    codes = [rank.wait() for rank in ranks]
-    if any(codes):
-        rank = next(number for number, code in enumerate(codes) if code)
-        last = logs[rank].read_text(encoding="utf-8", errors="replace").strip().splitlines()[-8:]
-        raise DsvidError(f"rank {rank} of {world} failed", found="\n".join(last))
+    ranks: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank, path in enumerate(logs):
+            with path.open("wb") as out:
+                own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                ranks.append(subprocess.Popen(words, env=own, stdout=out, stderr=subprocess.STDOUT))
+        codes = [rank.poll() for rank in ranks]
+        while None in codes and not any(codes):
+            time.sleep(0.1)
+            codes = [rank.poll() for rank in ranks]
+        failed = next((number for number, code in enumerate(codes) if code), None)
+    finally:
+        for process in ranks:  # the others would wait for one that failed
+            process.kill()
+            process.wait()
+    if failed is not None:
+        last = logs[failed].read_text(encoding="utf-8", errors="replace").strip().splitlines()[-8:]
+        raise DsvidError(f"rank {failed} of {world} failed", found="\n".join(last))
     result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     return result
 
@@ -234,12 +261,13 @@ def report(args: argparse.Namespace, results: dict[int, dict[str, Any]]) -> dict
             f"{row['formula_bytes'] / 1e6:>9.2f} MB{ratio:>8}{row['sent_bytes'] / 1e6:>10.2f} MB"
         )
     first, volume = rows[0]["seconds"], rows[-1]["bytes"] or rows[-1]["formula_bytes"]
+    sent = f"sent as counted on {rows[-1]['ranks']} ranks" if rows[-1]["bytes"] else "sent as the formula says"
     model = modelled_rows(args, volume, args.device_s or first)
-    source = "given" if args.device_s else f"measured here on {rows[0]['ranks']} rank"
+    source = "given" if args.device_s else "measured here on one rank"
     print(
         f"\nA model, not a measurement: {args.device_s or first:.4f} s of compute a step ({source}), "
         f"{args.device_gbs:g} GB/s a device,\n{args.node_gbs:g} GB/s a node of {args.devices_a_node}, "
-        f"{args.overlap:.0%} of the sending behind the backward"
+        f"{sent}, {args.overlap:.0%} of it behind the backward"
     )
     print(" devices  sending, s  s a step    clips/s  efficiency")
     for row in model:

@@ -28,7 +28,10 @@ from dsvid.errors import DataError
 Frames = NDArray[np.uint8]
 _SOUND_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 _PLAIN_PIXELS = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "gray")
-_SKIPPING_CODECS = ("h264", "hevc")  # whose decoders leave out frames that no other one refers to
+# whose decoder leaves out frames that no other one refers to (of HEVC only within a temporal layer: it has several)
+_SKIPPING_CODECS = ("h264",)
+_SEEKING = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "mpegts", "mpeg")
+_MOST_KEYS_BACK = 4  # key frames before the one that a frame should follow
 DEFAULT_FPS = 25.0  # of files that say nothing of time
 FRAME_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp"))
 _BUILD_PLACE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")  # decord puts time and source line of its own build first
@@ -251,6 +254,7 @@ class PyavSource:
         import av
 
         self.path = path
+        self._file = file
         self._container = av.open(path if file is None else file)
         try:
             stream = self._container.streams.best("video")
@@ -278,14 +282,17 @@ class PyavSource:
             raise DataError(f"{self.path}: the video has no frames")
         known = sorted({time for time in times if time is not None})
         self.frames = len(times)
-        # without a time of its own for every frame (AVI has none for reordered ones) frames are counted from the start
+        # without a time of its own for every frame (AVI and ASF have none for reordered ones) frames are counted from
+        # the start
         container = self._container.format.name
-        self._timed = len(known) == self.frames and not (container == "avi" and self._stream.codec_context.has_b_frames)
+        reordered = container in ("avi", "asf") and self._stream.codec_context.has_b_frames
+        self._timed = len(known) == self.frames and not reordered
         self._times = known
         self._keys = sorted(keys)
         self._places = keys
-        # seeking in transport streams lands anywhere; the packets themselves are sound
-        self._seekable = self._timed and container != "mpegts"
+        # seeking in MPEG's own streams lands anywhere, and in others not even at the start; the packets are sound
+        self._seekable = self._timed and container in _SEEKING[:4]
+        self._rewinds = container in _SEEKING
         promised = self._stream.frames
         self._discards = hidden > 0
         if self.frames + hidden < promised - max(2, promised // 50):
@@ -305,7 +312,9 @@ class PyavSource:
             if ahead is None or key > at + 1:
                 ahead, at = self.decode_from(key, needed), -1
             picture, at = self._advance(ahead, number)
-            while picture is None and key > 0:
+            for _ in range(_MOST_KEYS_BACK):
+                if picture is not None or key == 0:
+                    break
                 # the seek fell behind the frame (open group of pictures, coarse index): start one key frame earlier
                 key = self._key_before(key - 1)
                 ahead = self.decode_from(key, needed)
@@ -362,7 +371,9 @@ class PyavSource:
 
         Frames that no other one refers to are not decoded where they are not needed: up to two thirds of an H.264 file.
         """
-        if key == 0:
+        if not self._rewinds:
+            self._reopen()
+        elif key == 0:
             # the demuxer may hold packets before time 0 (edit lists), so to the very beginning
             self._container.seek(min(0, self._times[0]) if self._times else 0, stream=self._stream)
         else:
@@ -384,6 +395,16 @@ class PyavSource:
                 number = bisect_right(self._times, frame.pts) - 1
                 if number >= 0 and self._times[number] == frame.pts:
                     yield number, frame
+
+    def _reopen(self) -> None:
+        import av
+
+        self._container.close()
+        if self._file is not None:
+            self._file.seek(0)
+        self._container = av.open(self.path if self._file is None else self._file)
+        self._stream = self._container.streams.best("video")
+        self._stream.codec_context.thread_count = 1
 
     @staticmethod
     def _advance(ahead: Iterator[tuple[int, Any]], number: int) -> tuple[Frames | None, int]:

@@ -6,17 +6,20 @@ Both give the same pictures, so that nothing but speed hangs on the choice.
 from __future__ import annotations
 
 import importlib
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from dsvid.data.manifest import Entry, Manifest
+from dsvid.data.workers import Limits, WorkerDied, Workers, working_on
 from dsvid.errors import DataError
 
 VIDEOS, READS = 3, 2  # measured: so many videos, each so often by either decoder
+LIMIT_S = 60.0
 MARGIN = 0.9  # decord has to need less than this share of PyAV's time: a choice should not hang on noise
 
 
@@ -55,7 +58,7 @@ def choose_decoder(name: str, entries: Sequence[Entry] = (), *, frames: int = 16
     if name == "decord":
         return "decord", "asked for"
     videos = tuple(entry for entry in entries if entry.kind == "video")
-    seconds = _measure(videos[:: max(1, len(videos) // VIDEOS)][:VIDEOS], frames, distance)
+    seconds = _measure_apart(videos[:: max(1, len(videos) // VIDEOS)][:VIDEOS], frames, distance)
     if seconds is None:
         return "pyav", f"not measured; decord {decord.__version__} is installed as well"
     ours = "decord" if seconds["decord"] < MARGIN * seconds["pyav"] else "pyav"
@@ -69,6 +72,27 @@ def some_entries(entries: Manifest) -> list[Entry]:
 
 
 @lru_cache(maxsize=64)
+def _measure_apart(entries: tuple[Entry, ...], frames: int, distance: int) -> dict[str, float] | None:
+    """As `_measure`, in a process of its own: a video that hangs or crashes its decoder ends no training."""
+    if not entries or sys.platform != "linux":
+        return _measure(entries, frames, distance)
+
+    def make(task: int, given_up: Mapping[int, str]) -> Any:
+        if task in given_up:
+            return None
+        with working_on(task):
+            return {"seconds": _measure(entries, frames, distance)}
+
+    workers = Workers(make, [0], count=1, ahead=1, limits=Limits(key_s=LIMIT_S))
+    try:
+        item = next(workers)
+    except (WorkerDied, RuntimeError):
+        return None
+    finally:
+        workers.close()
+    return None if item is None else item["seconds"]
+
+
 def _measure(entries: tuple[Entry, ...], frames: int, distance: int) -> dict[str, float] | None:
     """Seconds a clip of either decoder, in turns; None where no video could be read by both."""
     from dsvid.data.decode import open_clip_source, quiet_decoders

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import tempfile
 import weakref
 from collections import deque
@@ -31,6 +32,18 @@ class _Laid:
     start: int
     dtype: str
     shape: tuple[int, ...]
+
+
+# what this process has mapped of others, and the file descriptor that Python keeps for it
+_mapped: weakref.WeakKeyDictionary[mmap.mmap, int] = weakref.WeakKeyDictionary()
+
+
+def drop_inherited() -> None:
+    """In a forked process: let go of the memory that its parent shares with others; it is never looked at here."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for descriptor in _mapped.values():
+        os.dup2(nothing, descriptor, inheritable=False)  # not closed: the number belongs to an object
+    os.close(nothing)
 
 
 class Sender:
@@ -103,11 +116,7 @@ class Receiver:
         if slot is None:
             return head, item
         if size:
-            handle = recv_handle(self._connection)
-            try:
-                self._slots[slot] = mmap.mmap(handle, size)
-            finally:
-                os.close(handle)
+            self._slots[slot] = _map(recv_handle(self._connection), size)
         # one array for all tensors of the item: when the last of them goes, so does the array, and the slot is free
         whole: NDArray[np.uint8] = np.frombuffer(self._slots[slot], dtype=np.uint8)
         weakref.finalize(whole, self._freed.append, slot).atexit = False
@@ -119,6 +128,32 @@ class Receiver:
         while self._freed:
             slots.append(self._freed.popleft())
         return slots
+
+
+def _map(handle: int, size: int) -> mmap.mmap:
+    """The memory behind a file, which is closed. Raises RuntimeError where the system refuses."""
+    try:
+        memory = mmap.mmap(handle, size)
+    except OSError as error:
+        raise RuntimeError(f"a batch of {size / 1e6:.1f} MB cannot be mapped: {error}") from error
+    finally:
+        own = os.fstat(handle)
+        os.close(handle)
+    if sys.platform == "linux":
+        memory.madvise(mmap.MADV_DONTFORK)  # a process that is forked later would keep it for as long as it lives
+        _mapped[memory] = next(number for number in _descriptors() if os.path.samestat(_stat(number), own))
+    return memory
+
+
+def _descriptors() -> list[int]:
+    return [int(name) for name in os.listdir("/proc/self/fd")]
+
+
+def _stat(descriptor: int) -> os.stat_result:
+    try:
+        return os.fstat(descriptor)
+    except OSError:  # that of the listing itself
+        return os.stat_result([0] * 10)
 
 
 def _view(whole: NDArray[np.uint8], place: _Laid) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import gc
 import mmap
 import multiprocessing
 import os
@@ -19,10 +20,11 @@ import threading
 import time
 import traceback
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -30,7 +32,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dsvid.data.handover import Receiver, Sender
+from dsvid.data.handover import Receiver, Sender, drop_inherited
 
 Make = Callable[[Any, Mapping[int, str]], Any]  # (task, keys that were given up and why) -> item
 # signals by which a process ends itself in native code: the key that it worked on is to blame
@@ -38,8 +40,9 @@ CRASHES = frozenset(
     getattr(signal, name) for name in ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS")
     if hasattr(signal, name)
 )  # fmt: skip
-MOST_LOSSES = 3  # processes killed by somebody else; more of them say that something is wrong with the machine
-TICK_S = 1.0  # the longest wait until clocks are looked at again
+# processes killed by somebody else within so many items; more of them say that something is wrong with the machine
+MOST_LOSSES, LOSSES_WITHIN = 3, 1000
+TICK_S = 1.0  # the longest wait until the processes are looked at again
 _BOARD = np.dtype([("key", "<i8"), ("since", "<f8")])
 _NOTHING = -1
 
@@ -60,7 +63,7 @@ class Limits:
 class _Task(NamedTuple):
     number: int
     task: Any
-    given_up: dict[int, str]
+    given_up: dict[int, str]  # that the process does not know of yet
     freed: list[int]
 
 
@@ -88,6 +91,7 @@ def working_on(key: int) -> Iterator[None]:
 
 def _run(make: Make, connection: Connection, place: NDArray[Any], limits: Limits, parent: int, ready: Any) -> None:
     global _own_place
+    gc.freeze()  # what the parent has is not ours to clean up: its destructors would talk to its devices and processes
     # the scheduler signals the whole group: the parent decides when to stop, and its processes go with it
     for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -95,25 +99,35 @@ def _run(make: Make, connection: Connection, place: NDArray[Any], limits: Limits
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         os._exit(1)
+    drop_inherited()
     torch.set_num_threads(1)
     _own_place = place
     ready()
-    with suppress(EOFError, OSError):  # the parent has closed
-        _serve(make, Sender(connection), connection, limits)
-    os._exit(0)  # what the parent had at the fork is the parent's to clean up
+    _serve(make, Sender(connection), connection, limits)
+    os._exit(0)
 
 
 def _serve(make: Make, sender: Sender, connection: Connection, limits: Limits) -> None:
+    """Until the parent closes, or until a limit is reached."""
+    given_up: dict[int, str] = {}
     first_mb: float | None = None
     while True:
-        number, task, given_up, freed = connection.recv()
+        try:
+            number, task, more, freed = connection.recv()
+        except (EOFError, OSError):
+            return
+        given_up.update(more)
         sender.free(freed)
         try:
-            item = make(task, given_up)
+            kind, item = "item", make(task, given_up)
         except BaseException:
+            kind, item = "error", traceback.format_exc()
+        try:
+            sender.send((number, kind), item)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+        except OSError:  # no memory for the item, no more open files
             sender.send((number, "error"), traceback.format_exc())
-            continue
-        sender.send((number, "item"), item)
         del item
         now_mb = private_mb(os.getpid())
         first_mb = now_mb if first_mb is None else first_mb
@@ -134,6 +148,9 @@ def private_mb(pid: int) -> float:
 # ---- in the parent -------------------------------------------------------------------------------------------------
 
 
+_FORKING = threading.Lock()  # a fork in between would keep the child's end of a pipe open: no end of file, no news
+
+
 @dataclass
 class _Worker:
     number: int
@@ -141,8 +158,15 @@ class _Worker:
     connection: Connection
     receiver: Receiver
     place: NDArray[Any]
+    knows: int  # so many of the keys that were given up
     tasks: dict[int, Any] = field(default_factory=dict)  # given and not answered yet, in order
-    killed_in: int = _NOTHING  # the key that it took too long for
+    seen: tuple[int, float] = (_NOTHING, 0.0)  # the key that it was at when it was looked at last, and since when
+    waited_s: float = 0.0  # for that key
+    killed_in: tuple[int, float] | None = None
+
+    def at(self) -> tuple[int, float]:
+        """Key and since when, as the process says now."""
+        return int(self.place["key"][0]), float(self.place["since"][0])
 
 
 class Workers:
@@ -150,7 +174,9 @@ class Workers:
 
     `count` processes, each with up to `ahead` tasks. Items that are dicts keep their tensors in shared memory, which is
     used again when nothing refers to them any more. What `make` raises is a RuntimeError with its traceback; WorkerDied
-    where processes are killed by others more than three times. `name` is for messages, `ready` runs in each process.
+    where others kill more than three processes within a thousand items. `name` is for messages, `ready` runs in each
+    process. A key's time counts while an item is waited for, so that a suspended job gives up nothing. The processes
+    end with the thread that made them (a parent-death signal is a thread's). `close` may come from any thread.
     """
 
     def __init__(
@@ -171,12 +197,15 @@ class Workers:
         self._make, self._ready, self._parent = make, ready, os.getpid()
         self._tasks = iter(tasks)
         self._again: deque[tuple[int, Any]] = deque()  # tasks of processes that went, before all others
-        self._given = 0
-        self._next = 0
+        self._given = self._next = 0
         self._done: dict[int, tuple[str, Any]] = {}
         self._given_up: dict[int, str] = {}
-        self._losses = 0
+        self._losses: deque[int] = deque()  # the items at which processes were killed by others
+        self._killed_at: Counter[int] = Counter()
+        self._tick_s = min(TICK_S, limits.key_s / 8) if limits.key_s else TICK_S
+        self._looked = time.monotonic()
         self._closed = False
+        self._lock = threading.RLock()
         # anonymous and shared: made before the fork, so that both sides have it
         self._board = np.frombuffer(mmap.mmap(-1, max(1, count) * _BOARD.itemsize), dtype=_BOARD)
         self._board["key"] = _NOTHING
@@ -185,54 +214,67 @@ class Workers:
         self._processes: dict[int, Any] = {}
         weakref.finalize(self, _end, self._processes, self._parent).atexit = False
         atexit.register(_close_of, weakref.ref(self))
-        for number in range(count):
-            self.workers.append(self._start(number))
-        self._give()
+        with self._lock:
+            for number in range(count):
+                self.workers.append(self._start(number))
+            self._give()
 
     def __iter__(self) -> Workers:
         return self
 
     def __next__(self) -> Any:
-        while self._next not in self._done:
-            if not any(worker.tasks for worker in self.workers):
+        while True:
+            with self._lock:
                 self._give()
+                if self._next in self._done:
+                    kind, item = self._done.pop(self._next)
+                    self._next += 1
+                    break
                 if not any(worker.tasks for worker in self.workers):
                     raise StopIteration
-            self._wait()
-            self._give()
-        kind, item = self._done.pop(self._next)
-        self._next += 1
+                sources = [source for worker in self.workers for source in (worker.connection, worker.process.sentinel)]
+            with suppress(OSError, ValueError):  # closed in the meantime, by another thread
+                wait(sources, timeout=self._tick_s)
+            with self._lock:
+                self._look()
         if kind == "error":
             raise RuntimeError(f"a loader process failed:\n{item}")
-        self._give()
         return item
 
     def close(self) -> None:
         """End the processes now, also one that hangs."""
-        self._closed = True
-        workers, self.workers = self.workers, []
-        _end(self._processes, self._parent)
-        for worker in workers:
-            worker.connection.close()
+        with self._lock:
+            self._closed = True
+            workers, self.workers = self.workers, []
+            _end(self._processes, self._parent)
+            for worker in workers:
+                worker.connection.close()
 
     def _start(self, number: int) -> _Worker:
-        ours, theirs = multiprocessing.Pipe()
         place = self._board[number : number + 1]
         place["key"] = _NOTHING
-        # fork: starts in no time and shares the list. The processes use one thread, no CUDA and no process group, so
-        # nothing of the parent's other threads is missed in them.
-        process = multiprocessing.get_context("fork").Process(
-            target=self._begin, args=(theirs, place), name=f"loader-{number}", daemon=True
-        )
-        process.start()
+        with _FORKING:
+            ours, theirs = multiprocessing.Pipe()
+            # fork: starts in no time and shares the list. The processes use one thread, no CUDA and no process group,
+            # so nothing of the parent's other threads is missed in them.
+            process = multiprocessing.get_context("fork").Process(
+                target=self._begin, args=(theirs, ours, place), name=f"loader-{number}", daemon=True
+            )
+            process.start()
+            theirs.close()
         self._processes[number] = process
-        theirs.close()
-        return _Worker(number, process, ours, Receiver(ours), place)
+        return _Worker(number, process, ours, Receiver(ours), place, knows=len(self._given_up))
 
-    def _begin(self, connection: Connection, place: NDArray[Any]) -> None:
+    def _begin(self, connection: Connection, parents: Connection, place: NDArray[Any]) -> None:
+        parents.close()  # else what the parent has closed would not be closed
         for worker in self.workers:
-            worker.connection.close()  # else a sibling would keep alive what the parent has closed
-        _run(self._make, connection, place, self.limits, self._parent, self._ready)
+            worker.connection.close()
+        given_up = dict(self._given_up)
+
+        def make(task: Any, more: Mapping[int, str]) -> Any:
+            return self._make(task, {**given_up, **more} if given_up else more)
+
+        _run(make, connection, place, self.limits, self._parent, self._ready)
 
     def _give(self) -> None:
         """Hand out tasks until every process has `ahead` of them."""
@@ -251,39 +293,34 @@ class Workers:
                     return
                 self._given += 1
             worker.tasks[number] = task
+            more = dict(islice(self._given_up.items(), worker.knows, None))  # in the order in which they came
+            worker.knows = len(self._given_up)
             try:
-                worker.connection.send(_Task(number, task, self._given_up, worker.receiver.freed()))
+                worker.connection.send(_Task(number, task, more, worker.receiver.freed()))
             except OSError:
                 self._bury(worker)
 
-    def _wait(self) -> None:
-        """Take what is there, wait for the next thing to happen, replace who has gone or takes too long."""
-        places: dict[Any, _Worker] = {}
-        for worker in self.workers:
-            places[worker.connection] = places[worker.process.sentinel] = worker
-        happened = {places[thing].number for thing in wait(list(places), timeout=self._patience())}
+    def _look(self) -> None:
+        """Take what is there; replace who has gone or takes too long."""
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, 2 * self._tick_s), now
         for worker in list(self.workers):
-            if worker.number in happened:
-                if not self._take(worker) or worker.process.exitcode is not None:
-                    self._bury(worker)
-            elif self._too_long(worker):
-                worker.killed_in = int(worker.place["key"][0])
+            gone = worker.process.exitcode is not None  # asked before: what it sent until then is there
+            if not self._take(worker) or gone:
+                self._bury(worker)
+            elif self._too_long(worker, passed):
+                worker.killed_in = worker.seen
                 worker.process.kill()
                 self._bury(worker)
 
-    def _patience(self) -> float:
-        started = [float(worker.place["since"][0]) for worker in self.workers if worker.place["key"][0] != _NOTHING]
-        if not self.limits.key_s or not started:
-            return TICK_S
-        return min(TICK_S, max(0.0, min(started) + self.limits.key_s - time.monotonic()) + 0.01)
-
-    def _too_long(self, worker: _Worker) -> bool:
-        if not self.limits.key_s or worker.place["key"][0] == _NOTHING:
-            return False
-        if time.monotonic() - float(worker.place["since"][0]) <= self.limits.key_s:
-            return False
-        # in the kernel's hands: a file system that answers late is not the video's fault, and a kill would not help
-        return _kernel_state(worker.process.pid) != "D"
+    def _too_long(self, worker: _Worker, passed: float) -> bool:
+        at = worker.at()
+        if at[0] == _NOTHING or at != worker.seen:
+            worker.seen, worker.waited_s = at, 0.0
+        elif _kernel_state(worker.process.pid) != "D":
+            # "D": in the kernel's hands. A file system that answers late is not the video's fault; a kill is no help
+            worker.waited_s += passed
+        return 0 < self.limits.key_s < worker.waited_s
 
     def _take(self, worker: _Worker) -> bool:
         """Take all items that a process has sent; False where it has gone."""
@@ -303,20 +340,28 @@ class Workers:
         worker.connection.close()
         if self._closed:
             return
-        key, code = int(worker.place["key"][0]), worker.process.exitcode
-        if worker.killed_in != _NOTHING:
-            if key == worker.killed_in:  # else it was through at the last moment
+        (key, since), code = worker.at(), worker.process.exitcode
+        if worker.killed_in is not None:
+            if worker.killed_in == (key, since):  # else it was through at the last moment
                 self._given_up[key] = f"reading it took longer than {self.limits.key_s:g} s, and its process was killed"
         elif code is not None and code < 0 and -code in CRASHES and key != _NOTHING:
             self._given_up[key] = f"the process that read it crashed ({signal.Signals(-code).name})"
         elif code != 0:
-            self._losses += 1
-            if self._losses > MOST_LOSSES:
-                raise WorkerDied(f"{self.name}{_obituary(worker, code)}, after {MOST_LOSSES} others that were replaced")
-            self.told.append(f"{_obituary(worker, code)}; another one goes on in its place")
+            self._count_loss(worker, key, code)
         self.replaced += 1
         self._again = deque(sorted([*self._again, *worker.tasks.items()], key=lambda task: task[0]))
         self.workers[worker.number] = self._start(worker.number)
+
+    def _count_loss(self, worker: _Worker, key: int, code: int | None) -> None:
+        self._losses.append(self._next)
+        while self._next - self._losses[0] > LOSSES_WITHIN:
+            self._losses.popleft()
+        if len(self._losses) > MOST_LOSSES:
+            raise WorkerDied(f"{self.name}{_obituary(worker, code)}, after {MOST_LOSSES} others that were replaced")
+        self.told.append(f"{_obituary(worker, code)}; another one goes on in its place")
+        self._killed_at[key] += 1
+        if key != _NOTHING and self._killed_at[key] > 1:
+            self._given_up[key] = "two processes were killed while they read it"
 
 
 def _obituary(worker: _Worker, code: int | None) -> str:

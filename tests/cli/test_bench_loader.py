@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from dsvid.cli import bench_loader, main
 from dsvid.data.decode import open_clip_source
 from dsvid.data.manifest import Entry
+from dsvid.errors import DataError
 
 
 @pytest.mark.long
@@ -48,6 +50,22 @@ def test_no_processes_and_no_turns_are_refused(capsys: pytest.CaptureFixture[str
     for wrong in (["--workers", "0"], ["--clips", "8"], ["--repeats", "0"], ["--memory", "100"]):
         assert main(["bench", "loader", *wrong]) == 2
         assert wrong[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("at", ["first", "later"])
+def test_an_arm_that_fails_is_an_error_at_once(at: str) -> None:
+    calls = []
+
+    def read(rng: np.random.Generator) -> None:
+        calls.append(rng)
+        if at == "first" or len(calls) > 3:
+            raise ValueError("no such frame")
+
+    with pytest.raises(DataError, match="ValueError: no such frame"):
+        bench_loader.in_processes(read, 0, 2, 10)
+    with pytest.raises(DataError, match="exit code 7"):
+        bench_loader.in_processes(lambda rng: os._exit(7), 0, 2, 10)
+    assert multiprocessing.active_children() == []
 
 
 def test_a_slope_is_that_of_the_line() -> None:

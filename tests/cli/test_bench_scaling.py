@@ -30,13 +30,35 @@ def test_what_is_sent(tmp_path: Path, capsys: pytest.CaptureFixture[str], stage:
     assert "A model, not a measurement" in capsys.readouterr().out
 
 
-def test_ranks_that_are_no_numbers(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "scaling", "--ranks", "two"]) == 2
-    assert "--ranks" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--ranks", "two"], "--ranks"),
+        (["--ranks", "0,1"], "--ranks"),
+        (["--ranks", "2,4"], "--device-s"),
+        (["--overlap", "3"], "--overlap"),
+        (["--device-s", "-1"], "--device-s"),
+        (["--device-gbs", "0"], "--device-gbs"),
+        (["--devices-a-node", "0"], "--devices-a-node"),
+    ],
+)
+def test_options_without_sense(capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
+    assert main(["bench", "scaling", *words]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.long
-def test_a_rank_that_fails_is_named_with_its_last_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "scaling", *TINY, "--arch", "vit_nothing"]) != 0
+@pytest.mark.parametrize("ranks", ["1", "1,2"])
+def test_a_rank_that_fails_is_named_with_its_last_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ranks: str
+) -> None:
+    """Rank 1 dies at its start, and rank 0 would wait for it."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif int(os.environ.get('RANK', -1)) == int(os.environ['WORLD_SIZE']) - 1 "
+        "and os.environ['WORLD_SIZE'] == os.environ['SICK']:\n    print('no such luck'); os._exit(3)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).resolve().parents[2]}")
+    monkeypatch.setenv("SICK", ranks[-1])
+    assert main(["bench", "scaling", *TINY[:-1], ranks]) != 0
     error = capsys.readouterr().err
-    assert "rank 0 of 1 failed" in error and "vit_nothing" in error
+    assert f"rank {int(ranks[-1]) - 1} of {ranks[-1]} failed" in error and "no such luck" in error

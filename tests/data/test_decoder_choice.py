@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import multiprocessing
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -19,17 +23,17 @@ def entries(videos: Path, count: int = 3) -> list[Entry]:
 
 @pytest.fixture(autouse=True)
 def forget():
-    decoder_choice._measure.cache_clear()
+    decoder_choice._measure_apart.cache_clear()
     yield
-    decoder_choice._measure.cache_clear()
+    decoder_choice._measure_apart.cache_clear()
 
 
 @pytest.mark.parametrize(("slow", "chosen"), [("decord", "pyav"), ("pyav", "decord")])
 def test_auto_takes_the_decoder_that_was_faster_on_the_list(videos, monkeypatch, slow, chosen):
-    real, opened = decode._open, []
+    real, opened = decode._open, multiprocessing.Value("i", 0)
 
     def slowed(entry, decoder, *rest):
-        opened.append(decoder)
+        opened.value += 1
         if decoder == slow:
             decoder_choice.time.sleep(0.05)
         return real(entry, decoder, *rest)
@@ -38,8 +42,20 @@ def test_auto_takes_the_decoder_that_was_faster_on_the_list(videos, monkeypatch,
     name, why = choose_decoder("auto", entries(videos), frames=4, distance=2)
     assert name == chosen
     assert why.startswith("the faster one here, in ms a clip: decord ") and ", pyav " in why
-    assert opened == ["decord", "pyav"] * 6
-    assert choose_decoder("auto", entries(videos), frames=4, distance=2) == (name, why) and len(opened) == 12
+    assert opened.value == 12, "three videos, twice by either"
+    assert choose_decoder("auto", entries(videos), frames=4, distance=2) == (name, why) and opened.value == 12
+
+
+@pytest.mark.parametrize("how", ["hangs", "crashes"])
+def test_a_video_that_ends_its_decoder_ends_no_training(videos, monkeypatch, how):
+    def sick(*_):
+        if how == "hangs":
+            time.sleep(1000)
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    monkeypatch.setattr(decode, "_open", sick)
+    monkeypatch.setattr(decoder_choice, "LIMIT_S", 0.5)
+    assert choose_decoder("auto", entries(videos))[1].startswith("not measured")
 
 
 def test_what_cannot_be_read_is_not_measured(videos, tmp_path):

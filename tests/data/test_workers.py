@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -125,6 +127,115 @@ def test_processes_that_somebody_kills_are_replaced_a_few_times():
         with pytest.raises(WorkerDied, match=message):
             for _ in range(20):
                 next(workers)
+
+
+def test_a_key_that_gets_its_processes_killed_is_given_up_after_the_second():
+    def make(task: int, given_up: Mapping[int, str]) -> dict[str, Any]:
+        if task == 3 and task not in given_up:
+            with working_on(task):
+                os.kill(os.getpid(), signal.SIGKILL)
+        return plain(task, given_up)
+
+    with running(make, range(8)) as workers:
+        items = list(workers)
+    assert values(items) == [0, 1, 2, -3, 4, 5, 6, 7]
+    assert items[3]["why"] == "two processes were killed while they read it" and len(workers.told) == 2
+
+
+def test_losses_are_forgotten_after_many_items(monkeypatch):
+    monkeypatch.setattr(module, "LOSSES_WITHIN", 20)
+    with running(plain, itertools.count()) as workers:
+        for _ in range(2 * module.MOST_LOSSES):
+            os.kill(workers.workers[0].process.pid, signal.SIGKILL)
+            for _ in range(12):
+                next(workers)
+
+
+def test_a_job_that_was_suspended_gives_up_nothing():
+    """As Ctrl-Z and a scheduler's suspension do it: everything stands still for longer than the limit."""
+
+    def slow(task: int, given_up: Mapping[int, str]) -> dict[str, Any]:
+        with working_on(task):
+            time.sleep(0.3)
+        return plain(task, given_up)
+
+    with running(slow, range(6), key_s=0.6) as workers:
+        assert values([next(workers)]) == [0]
+        pids = [worker.process.pid for worker in workers.workers]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(1.2)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        assert values(workers) == [1, 2, 3, 4, 5] and workers.replaced == 0
+
+
+def test_a_key_that_came_after_the_slow_one_is_not_blamed(monkeypatch):
+    killed = []
+
+    def too_long(self: Workers, worker: Any, passed: float) -> bool:
+        worker.seen = (77, 0.0)  # what it was at, when it was looked at
+        killed.append(worker.number)
+        return len(killed) == 1
+
+    monkeypatch.setattr(Workers, "_too_long", too_long)
+    with running(plain, range(30), count=1) as workers:
+        items = list(workers)
+    assert values(items) == list(range(30)) and workers.replaced == 1 and workers.told == []
+
+
+def test_what_cannot_be_handed_over_is_an_error_and_no_silence():
+    def large(task: int, given_up: Mapping[int, str]) -> dict[str, Any]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        return {"value": torch.zeros(4 << 20, dtype=torch.uint8)}
+
+    with running(large, range(4)) as workers, pytest.raises(RuntimeError, match=r"(?s)OSError.*File too large"):
+        next(workers)
+
+
+def test_a_process_ends_by_itself_when_its_parent_closes_the_pipe():
+    with running(plain, range(100)) as workers:
+        next(workers)
+        processes = [worker.process for worker in workers.workers]
+        for worker in workers.workers:
+            worker.connection.close()
+        for process in processes:
+            process.join(timeout=5)
+            assert process.exitcode == 0
+        workers.workers = []
+
+
+def test_replaced_processes_keep_no_memory_of_others():
+    def make(task: int, given_up: Mapping[int, str]) -> dict[str, Any]:
+        return {**plain(task, given_up), "clip": torch.zeros(1 << 20, dtype=torch.uint8)}
+
+    def batches(pid: int) -> int:
+        links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+        return sum("dsvid-batch" in link for link in links)
+
+    held = []
+    with running(make, itertools.count(), count=3, keys=5) as workers:
+        for number in range(90):
+            held = [*held[-5:], next(workers)]
+            if number % 10 == 9:
+                # two tasks each may be ready, one is made, some are held here
+                counts = [batches(worker.process.pid) for worker in workers.workers]
+                assert max(counts) <= 2 + 1 + 6, counts
+        assert workers.replaced > 10
+        assert values(held) == [84, 85, 86, 87, 88, 89] and all(not item["clip"].any() for item in held)
+
+
+@pytest.mark.parametrize("after", [0.0, 0.03, 0.07, 0.12])
+def test_closing_while_another_thread_waits_and_replaces_leaves_nothing(after):
+    for _ in range(4):
+        workers = Workers(plain, itertools.count(), count=3, ahead=2, limits=Limits(keys=2))
+        thread = InThread(workers, lambda item: item)
+        next(iter(thread))
+        time.sleep(after)
+        started = time.monotonic()
+        workers.close()
+        thread.close()
+        assert time.monotonic() - started < 3 and multiprocessing.active_children() == []
 
 
 def test_a_process_that_leaks_is_replaced_and_nothing_is_lost():
