@@ -32,6 +32,7 @@ from dsvid.data.decode import quiet_decoders
 from dsvid.data.reader import Choice, Chosen, ClipReader, Reader, bad_record
 from dsvid.data.workers import InThread, Limits, Workers, working_on
 from dsvid.errors import DataError
+from dsvid.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from dsvid.recipe import DataConfig
@@ -335,8 +336,13 @@ def _items(dataset: _Clips, order_of_items: Iterable[int], config: DataConfig, r
         ahead=config.prefetch,
         limits=Limits(key_s=config.clip_limit_s, grown_mb=config.recycle_mb and config.recycle_mb + config.cache_mb),
         name=f"rank {rank}: ",
-        ready=quiet_decoders,
+        ready=_make_ready,
     )
+
+
+def _make_ready() -> None:
+    quiet_decoders()
+    keep_freed_memory()
 
 
 class _Running:
