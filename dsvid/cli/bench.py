@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     """Run the chosen benchmark, which prints; write its numbers where --json and --png say."""
     result = importlib.import_module(f"dsvid.cli.bench_{args.bench}").run(args)
     if args.json and result:  # of many ranks the first has one
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        args.json.write_text(json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8")
     if getattr(args, "png", None) and result:
         _draw(args.bench, result, args.png)
 

@@ -2,10 +2,11 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import pytest
 
-from dsvid.cli import bench_step
+from dsvid.cli import bench_step, main
 from dsvid.errors import DsvidError
 
 pytest.importorskip("transformers")
@@ -29,6 +30,15 @@ def test_every_arm_agrees(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(arm["cpu_s"] > 0 and arm["wall_s"] > 0 for arm in arms.values())
     assert set(report["ratios"]) >= {"eager / dsvid", "sdpa / dsvid"}
     json.dumps(report)
+
+
+def test_the_result_is_written_as_json_and_as_a_picture(tmp_path: Path) -> None:
+    words = ["--arch", "vit_micro", "--batch", "1", "--frames", "4", "--size", "32", "--mask-ratio", "0.75"]
+    files = ["--json", str(tmp_path / "step.json"), "--png", str(tmp_path / "step.png")]
+    assert main(["bench", "step", *words, "--repeats", "1", *files]) == 0
+    result = json.loads((tmp_path / "step.json").read_text())
+    assert result["settings"]["arch"] == "vit_micro" and "eager / dsvid" in result["ratios"]
+    assert (tmp_path / "step.png").is_file()
 
 
 def test_dual_masking_agrees_with_their_modules() -> None:
