@@ -136,7 +136,10 @@ def _serve(make: Make, sender: Sender, connection: Connection, limits: Limits) -
 
 
 def private_mb(pid: int) -> float:
-    """Memory of a process that is in no file and in no shared memory, in MB; 0 where the system does not tell."""
+    """Memory of a process that is in no file and in no shared memory, in MB; 0 where the system does not tell.
+
+    What a fork has inherited counts from its start, also what its parent had freed: a leak shows when that is used up.
+    """
     try:
         with open(f"/proc/{pid}/statm", encoding="ascii") as handle:
             _, resident, shared, *_ = handle.read().split()
