@@ -55,7 +55,7 @@ def test_a_rank_that_fails_is_named_with_its_last_lines(
     """Rank 1 dies at its start, and rank 0 would wait for it."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\nif int(os.environ.get('RANK', -1)) == int(os.environ['WORLD_SIZE']) - 1 "
-        "and os.environ['WORLD_SIZE'] == os.environ['SICK']:\n    print('no such luck'); os._exit(3)\n"
+        "and os.environ['WORLD_SIZE'] == os.environ['SICK']:\n    print('no such luck', flush=True); os._exit(3)\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).resolve().parents[2]}")
     monkeypatch.setenv("SICK", ranks[-1])

@@ -134,3 +134,4 @@ def save_large(out: Path, stage: int) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter: an abort now and then
