@@ -106,6 +106,7 @@ class DataConfig(Section):
         60.0, ge=0, description="a loader process that reads one video for longer is killed; 0 = never"
     )
     recycle_mb: int = Field(1024, ge=0, description="a loader process that has grown by more is replaced; 0 = never")
+    recycle_clips: int = Field(0, ge=0, description="a loader process is replaced after so many videos; 0 = never")
     decoder: Literal["auto", "decord", "pyav", "torchcodec"] = "auto"
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     bad_grace: int = Field(10, ge=0, description="this many unreadable clips never stop a run")

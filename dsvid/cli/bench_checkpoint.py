@@ -69,25 +69,13 @@ def make_engine(args: argparse.Namespace, device: Any) -> Any:
     import torch
 
     from dsvid import engine as ds
-    from dsvid.deepspeed_json import OURS_COSINE
+    from dsvid.cli.bench_engine import engine_config
     from dsvid.models.sizes import encoder_size
     from dsvid.models.spec import ModelSpec, build_model
 
     size = encoder_size(args.arch)
     spec = ModelSpec("classify", args.arch, 4, size.patch, num_classes=400)
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": {"stage": args.stage},
-        "bf16": {"enabled": args.dtype == "bf16"},
-        "optimizer": {
-            "type": "AdamW",
-            "params": {"lr": 1e-4, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.05},
-        },
-        "scheduler": {
-            "type": OURS_COSINE,
-            "params": {"total_num_steps": 100, "warmup_num_steps": 0, "cos_min_ratio": 0.0},
-        },
-    }
+    config = engine_config(args.stage, args.dtype, 1)
     model = ds.build_module(lambda: build_model(spec, seed=None), config)
     generator = torch.Generator().manual_seed(0)
     ds.fill_parameters(model, lambda _, shape: torch.randn(shape, generator=generator) * 0.02)

@@ -27,15 +27,15 @@ SAMPLES = 4  # clips of a decoded video where several are cut from it
 MICRO = 8  # clips of a batch
 LEAST_MEMORY = 400  # clips, for a slope that means something
 FASTEST_DECODER = "fastest bare decoder"
-# arm -> what it does, the arm that it is compared with
+# arm -> the arm that it is compared with, if with any
 ARMS = {
-    "bare decord": ("decord called in a loop, frames as they are", ""),
-    "bare PyAV": ("PyAV: seek, decode, convert the frames wanted", ""),
-    "loader": ("multi-scale crop, resized to 224 x 224, handed over", FASTEST_DECODER),
-    "loader, 4 of a video": ("the same with data.num_sample=4", "loader"),
-    "bare JPEG": ("the packed frames' bytes in memory, decoded in a loop", ""),
-    "packed frames": ("frames of the packed shards, without crop and hand-over", "bare JPEG"),
-    "packed loader": ("the loader on the packed shards", "loader"),
+    "bare decord": "",  # called in a loop, frames as they are
+    "bare PyAV": "",  # seek, decode, convert the frames wanted
+    "loader": FASTEST_DECODER,  # multi-scale crop, 224 x 224, handed over
+    "loader, 4 of a video": "loader",  # data.num_sample=4
+    "bare JPEG": "",  # the packed frames' bytes in memory, decoded in a loop
+    "packed frames": "bare JPEG",  # frames of the packed shards, without crop and hand-over
+    "packed loader": "loader",
 }
 
 
@@ -117,10 +117,9 @@ def _pack(loose: Path, out: Path) -> tuple[Path, float]:
     from dsvid.data.shard_packing import Packing
     from dsvid.data.shard_samples import PackOptions
 
-    packing = Packing(open_split(str(loose), "train", ""), out, PackOptions())
-    packing.run(1, lambda sample: None)
-    rows = open_split(str(loose), "train", "")
-    source = sum(os.path.getsize(rows.path(number)) for number in range(len(rows)))
+    manifest = open_split(str(loose), "train", "")
+    Packing(manifest, out, PackOptions()).run(1, lambda sample: None)
+    source = sum(os.path.getsize(manifest.path(number)) for number in range(len(manifest)))
     return out, sum(path.stat().st_size for path in out.iterdir() if path.is_file()) / source
 
 
@@ -218,7 +217,6 @@ def read_by_pyav(path: Path, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 def _jpegs(packed: Path) -> list[list[memoryview]]:
     """The frames of packed videos, as bytes in memory."""
-    import io
     import tarfile
 
     videos: dict[str, list[memoryview]] = {}
@@ -229,7 +227,7 @@ def _jpegs(packed: Path) -> list[list[memoryview]]:
                     handle = tar.extractfile(member)
                     assert handle is not None
                     key = member.name.split(".")[0]
-                    videos.setdefault(key, []).append(memoryview(bytearray(io.BytesIO(handle.read()).getbuffer())))
+                    videos.setdefault(key, []).append(memoryview(bytearray(handle.read())))
     return list(videos.values())
 
 
@@ -397,7 +395,7 @@ def report(
     print(f"16 frames at distance 4, {args.workers} processes, medians of {args.repeats} turns of {args.clips} clips; "
           f"{len(videos) or 4} {'given' if videos else 'generated'} videos")  # fmt: skip
     print(f"{'':<24}{'clips/s':>9}{'spread':>17}{'a process':>11}")
-    for name, (_, baseline) in ARMS.items():
+    for name, baseline in ARMS.items():
         if name not in medians:
             continue
         each = rates[name]

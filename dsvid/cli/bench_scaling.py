@@ -160,25 +160,13 @@ def make_engine(args: argparse.Namespace, device: Any, rank: int) -> tuple[Any, 
     import torch
 
     from dsvid import engine as ds
-    from dsvid.deepspeed_json import OURS_COSINE
+    from dsvid.cli.bench_engine import engine_config
     from dsvid.models.sizes import encoder_size
     from dsvid.models.spec import ModelSpec, build_model
     from dsvid.objectives import PretrainObjective
 
     spec = ModelSpec("pretrain", args.arch, args.frames, args.size)
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": args.batch,
-        "zero_optimization": {"stage": args.stage, "overlap_comm": device.type == "cuda"},
-        "bf16": {"enabled": args.dtype == "bf16"},
-        "optimizer": {
-            "type": "AdamW",
-            "params": {"lr": 1e-4, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.05},
-        },
-        "scheduler": {
-            "type": OURS_COSINE,
-            "params": {"total_num_steps": 1000, "warmup_num_steps": 0, "cos_min_ratio": 0.0},
-        },
-    }
+    config = engine_config(args.stage, args.dtype, args.batch, overlap=device.type == "cuda")
 
     def build() -> PretrainObjective:
         model = build_model(spec, seed=None)

@@ -8,6 +8,7 @@ quarter turns of the rotation tag say, which the other two do by themselves.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from bisect import bisect_right
@@ -21,16 +22,16 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dsvid.data.decoder_choice import import_decord, import_torchcodec
 from dsvid.data.manifest import Entry
 from dsvid.errors import DataError
 
 Frames = NDArray[np.uint8]
 _SOUND_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 _PLAIN_PIXELS = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "gray")
-# whose decoder leaves out frames that no other one refers to (of HEVC only within a temporal layer: it has several)
-_SKIPPING_CODECS = ("h264",)
-_SEEKING = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "mpegts", "mpeg")
+# whose decoder can leave out frames that no other one refers to; HEVC's asks within a temporal layer only
+_SKIPPING_CODEC = "h264"
+_SEEKING = (*_SOUND_CONTAINERS, "avi", "flv")  # containers in which a seek lands where it should
+_REWINDING = (*_SEEKING, "mpegts", "mpeg")  # and those in which one lands at the start at least
 _MOST_KEYS_BACK = 4  # key frames before the one that a frame should follow
 DEFAULT_FPS = 25.0  # of files that say nothing of time
 FRAME_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp"))
@@ -53,6 +54,16 @@ class ClipSource(Protocol):
 
 class _Source(ClipSource, Protocol):
     def close(self) -> None: ...
+
+
+def import_decord() -> Any:
+    """The module, of decord or of its fork decord2. Raises whatever a wheel for another platform raises."""
+    return importlib.import_module("decord")
+
+
+def import_torchcodec() -> Any:
+    """The module of its decoders. Raises whatever it raises without FFmpeg's libraries."""
+    return importlib.import_module("torchcodec.decoders")
 
 
 def quiet_decoders() -> None:
@@ -290,9 +301,8 @@ class PyavSource:
         self._times = known
         self._keys = sorted(keys)
         self._places = keys
-        # seeking in MPEG's own streams lands anywhere, and in others not even at the start; the packets are sound
-        self._seekable = self._timed and container in _SEEKING[:4]
-        self._rewinds = container in _SEEKING
+        self._seekable = self._timed and container in _SEEKING
+        self._rewinds = container in _REWINDING
         promised = self._stream.frames
         self._discards = hidden > 0
         if self.frames + hidden < promised - max(2, promised // 50):
@@ -382,7 +392,7 @@ class PyavSource:
             yield from enumerate(self._container.decode(self._stream))
             return
         context, all_of_them = self._stream.codec_context, True
-        skips = needed is not None and context.name in _SKIPPING_CODECS
+        skips = needed is not None and context.name == _SKIPPING_CODEC
         times = {self._times[number] for number in needed or ()}
         context.skip_frame = "DEFAULT"
         for packet in self._container.demux(self._stream):

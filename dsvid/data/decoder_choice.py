@@ -5,7 +5,6 @@ Both give the same pictures, so that nothing but speed hangs on the choice.
 
 from __future__ import annotations
 
-import importlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dsvid.data.decode import import_decord, import_torchcodec, open_clip_source, quiet_decoders
 from dsvid.data.manifest import Entry, Manifest
 from dsvid.data.workers import Limits, WorkerDied, Workers, working_on
 from dsvid.errors import DataError
@@ -23,18 +23,8 @@ LIMIT_S = 60.0
 MARGIN = 0.9  # decord has to need less than this share of PyAV's time: a choice should not hang on noise
 
 
-def import_decord() -> Any:
-    """The module, of decord or of its fork decord2. Raises whatever a wheel for another platform raises."""
-    return importlib.import_module("decord")
-
-
-def import_torchcodec() -> Any:
-    """The module of its decoders. Raises whatever it raises without FFmpeg's libraries."""
-    return importlib.import_module("torchcodec.decoders")
-
-
 def choose_decoder(name: str, entries: Sequence[Entry] = (), *, frames: int = 16, distance: int = 4) -> tuple[str, str]:
-    """(`decord`, `pyav` or `torchcodec`, why) for a recipe's data.decoder; `auto` times clips of some of the `entries`.
+    """(`decord`, `pyav` or `torchcodec`, why) for a recipe's data.decoder; `auto` times clips of the `entries`, a few.
 
     Raises DataError where the wanted one is not installed.
     """
@@ -58,7 +48,7 @@ def choose_decoder(name: str, entries: Sequence[Entry] = (), *, frames: int = 16
     if name == "decord":
         return "decord", "asked for"
     videos = tuple(entry for entry in entries if entry.kind == "video")
-    seconds = _measure_apart(videos[:: max(1, len(videos) // VIDEOS)][:VIDEOS], frames, distance)
+    seconds = _measure_apart(videos, frames, distance)
     if seconds is None:
         return "pyav", f"not measured; decord {decord.__version__} is installed as well"
     ours = "decord" if seconds["decord"] < MARGIN * seconds["pyav"] else "pyav"
@@ -95,8 +85,6 @@ def _measure_apart(entries: tuple[Entry, ...], frames: int, distance: int) -> di
 
 def _measure(entries: tuple[Entry, ...], frames: int, distance: int) -> dict[str, float] | None:
     """Seconds a clip of either decoder, in turns; None where no video could be read by both."""
-    from dsvid.data.decode import open_clip_source, quiet_decoders
-
     quiet_decoders()
     spent: dict[str, list[float]] = {"decord": [], "pyav": []}
     for entry in entries:

@@ -1,15 +1,13 @@
-"""Tensors from one process to another in memory that both map: written once, copied never, used again and again.
+"""Tensors from one process to another in memory that both map: one copy on the way, and the same memory every time.
 
-The memory is anonymous (memfd): it needs no room in /dev/shm and is gone with the last process that maps it. Knows
-nothing of clips. The sender asks for nothing back: the receiver says which slots nobody looks at any more.
+The memory is anonymous (memfd, Linux only): it needs no room in /dev/shm and is gone with the last process that maps
+it. Knows nothing of clips. The sender asks for nothing back: the receiver says which slots nobody looks at any more.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import sys
-import tempfile
 import weakref
 from collections import deque
 from dataclasses import dataclass
@@ -95,7 +93,8 @@ class Sender:
             del self._slots[slot]  # batches have become larger: this one is of no use any more
             self._dropped.append(slot)
         self._count += 1
-        handle = _memory_file(size)
+        handle = os.memfd_create("dsvid-batch")
+        os.ftruncate(handle, size)
         self._slots[self._count] = mmap.mmap(handle, size)
         return self._count, handle
 
@@ -139,9 +138,8 @@ def _map(handle: int, size: int) -> mmap.mmap:
     finally:
         own = os.fstat(handle)
         os.close(handle)
-    if sys.platform == "linux":
-        memory.madvise(mmap.MADV_DONTFORK)  # a process that is forked later would keep it for as long as it lives
-        _mapped[memory] = next(number for number in _descriptors() if os.path.samestat(_stat(number), own))
+    memory.madvise(mmap.MADV_DONTFORK)  # a process that is forked later would keep it for as long as it lives
+    _mapped[memory] = next(number for number in _descriptors() if os.path.samestat(_stat(number), own))
     return memory
 
 
@@ -162,13 +160,3 @@ def _view(whole: NDArray[np.uint8], place: _Laid) -> Tensor:
     # from_numpy keeps the array alive as long as the storage
     flat = torch.from_numpy(whole)[place.start : place.start + count * dtype.itemsize]
     return flat.view(dtype).view(place.shape)
-
-
-def _memory_file(size: int) -> int:
-    if hasattr(os, "memfd_create"):
-        handle = os.memfd_create("dsvid-batch")
-    else:
-        with tempfile.TemporaryFile() as file:
-            handle = os.dup(file.fileno())
-    os.ftruncate(handle, size)
-    return handle

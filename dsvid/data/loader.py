@@ -29,8 +29,9 @@ from torch import Tensor
 
 from dsvid.data import mix, order
 from dsvid.data.decode import quiet_decoders
+from dsvid.data.in_thread import InThread
 from dsvid.data.reader import Choice, Chosen, ClipReader, Reader, bad_record
-from dsvid.data.workers import InThread, Limits, Workers, working_on
+from dsvid.data.workers import Limits, Workers, working_on
 from dsvid.errors import DataError
 from dsvid.heap import keep_freed_memory
 
@@ -169,19 +170,18 @@ class TrainLoader:
         self.steps_per_epoch = max(1, samples // batch_total)
         self._places = partial(_places, start_step, batch_total, batch_micro, rank, world)
         self._clips = _TrainClips(self.reader, seed, batch_micro)
-        self._config, self._device_type = config, device_type
+        self._device_type = device_type
         self._running: list[_Running] = []
 
     def __iter__(self) -> Iterator[Batch]:
-        items = _items(self._clips, self._places(), self._config, self.rank)
-        self._running.append(_Running(items, self.reader.source, self._device_type))
+        self._running.append(_Running(self._clips, self._places(), self.reader, self.rank, self._device_type))
         return iter(self._running[-1])
 
     @property
     def processes(self) -> list[Any]:
         """The worker processes that read at this moment."""
-        passes = [running.items for running in self._running]
-        return [worker.process for items in passes if isinstance(items, Workers) for worker in items.workers]
+        passes = [running.workers.workers for running in self._running if running.workers is not None]
+        return [worker.process for workers in passes for worker in workers]
 
     def close(self) -> None:
         """End the worker processes now, also one that hangs in a decoder."""
@@ -280,7 +280,7 @@ def eval_batches(
     dataset = _EvalViews(reader, segments, crops, batch, play, seed)
     batches = math.ceil(math.ceil(dataset.views / batch) / world)
     numbers = range(rank, batches * world, world)
-    running = _Running(_items(dataset, numbers, config, rank), reader.source, device_type)
+    running = _Running(dataset, numbers, reader, rank, device_type)
     try:
         yield from running
     finally:
@@ -324,48 +324,56 @@ def _batch(reader: Reader, items: list[Any], seeds: list[int], indices: list[int
     }
 
 
-def _items(dataset: _Clips, order_of_items: Iterable[int], config: DataConfig, rank: int) -> Iterator[Any]:
-    """The dataset's items in order, made in worker processes, or here where there are none."""
-    quiet_decoders()
-    if not config.num_workers or sys.platform != "linux":  # elsewhere fork breaks system libraries
-        return (dataset.make(number, {}) for number in order_of_items)
-    return Workers(
-        dataset.make,
-        order_of_items,
-        count=config.num_workers,
-        ahead=config.prefetch,
-        limits=Limits(key_s=config.clip_limit_s, grown_mb=config.recycle_mb and config.recycle_mb + config.cache_mb),
-        name=f"rank {rank}: ",
-        ready=_make_ready,
-    )
+class _Running:
+    """One pass over the items of `clips`, made in worker processes, or here where there are none.
+
+    `close` ends the processes now.
+    """
+
+    def __init__(self, clips: _Clips, numbers: Iterable[int], reader: Reader, rank: int, device_type: str) -> None:
+        config = reader.config
+        self.source = reader.source
+        self.workers: Workers | None = None
+        self.told: list[str] = []
+        quiet_decoders()
+        items: Iterable[Any]
+        if config.num_workers and sys.platform == "linux":
+            grown_mb = config.recycle_mb and config.recycle_mb + config.cache_mb
+            items = self.workers = Workers(
+                clips.make,
+                numbers,
+                count=config.num_workers,
+                ahead=config.prefetch,
+                limits=Limits(key_s=config.clip_limit_s, grown_mb=grown_mb, keys=config.recycle_clips),
+                name=f"rank {rank}: ",
+                ready=_make_ready,
+            )
+            self.told = self.workers.told
+        else:
+            items = (clips.make(number, {}) for number in numbers)
+            if config.num_workers:  # elsewhere fork breaks system libraries
+                self.told = ["clips are read by the trainer itself: processes for it need Linux (data.num_workers)"]
+        self._pinned = InThread(items, _pin) if device_type == "cuda" else None
+        self._items = self._pinned or items
+
+    def __iter__(self) -> Iterator[Batch]:
+        for item in self._items:
+            if isinstance(item, DataError):
+                raise item
+            while self.told:
+                item["notes"].append({"path": self.source, "note": self.told.pop(0)})
+            yield item
+
+    def close(self) -> None:
+        if self.workers is not None:
+            self.workers.close()
+        if self._pinned is not None:
+            self._pinned.close()
 
 
 def _make_ready() -> None:
     quiet_decoders()
     keep_freed_memory()
-
-
-class _Running:
-    """One pass over the items. `close` ends the processes now."""
-
-    def __init__(self, items: Iterator[Any], source: str, device_type: str) -> None:
-        self.items, self.source = items, source
-        self._pinned = InThread(items, _pin) if device_type == "cuda" else None
-
-    def __iter__(self) -> Iterator[Batch]:
-        for item in self._pinned or self.items:
-            if isinstance(item, DataError):
-                raise item
-            if isinstance(self.items, Workers) and self.items.told:
-                told, self.items.told = self.items.told, []
-                item["notes"] += [{"path": self.source, "note": text} for text in told]
-            yield item
-
-    def close(self) -> None:
-        if isinstance(self.items, Workers):
-            self.items.close()
-        if self._pinned is not None:
-            self._pinned.close()
 
 
 def _pin(item: Any) -> Any:

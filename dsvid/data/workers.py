@@ -13,7 +13,6 @@ import gc
 import mmap
 import multiprocessing
 import os
-import queue
 import signal
 import sys
 import threading
@@ -89,7 +88,8 @@ def working_on(key: int) -> Iterator[None]:
         _own_place["key"] = _NOTHING
 
 
-def _run(make: Make, connection: Connection, place: NDArray[Any], limits: Limits, parent: int, ready: Any) -> None:
+def _settle(parent: int, place: NDArray[Any]) -> None:
+    """Make a forked process one that works for its parent alone."""
     global _own_place
     gc.freeze()  # what the parent has is not ours to clean up: its destructors would talk to its devices and processes
     # the scheduler signals the whole group: the parent decides when to stop, and its processes go with it
@@ -102,14 +102,11 @@ def _run(make: Make, connection: Connection, place: NDArray[Any], limits: Limits
     drop_inherited()
     torch.set_num_threads(1)
     _own_place = place
-    ready()
-    _serve(make, Sender(connection), connection, limits)
-    os._exit(0)
 
 
-def _serve(make: Make, sender: Sender, connection: Connection, limits: Limits) -> None:
+def _serve(make: Make, connection: Connection, given_up: dict[int, str], limits: Limits) -> None:
     """Until the parent closes, or until a limit is reached."""
-    given_up: dict[int, str] = {}
+    sender = Sender(connection)
     first_mb: float | None = None
     while True:
         try:
@@ -232,6 +229,7 @@ class Workers:
                 if self._next in self._done:
                     kind, item = self._done.pop(self._next)
                     self._next += 1
+                    self._give()  # whoever made it goes on while the caller works with it
                     break
                 if not any(worker.tasks for worker in self.workers):
                     raise StopIteration
@@ -272,12 +270,10 @@ class Workers:
         parents.close()  # else what the parent has closed would not be closed
         for worker in self.workers:
             worker.connection.close()
-        given_up = dict(self._given_up)
-
-        def make(task: Any, more: Mapping[int, str]) -> Any:
-            return self._make(task, {**given_up, **more} if given_up else more)
-
-        _run(make, connection, place, self.limits, self._parent, self._ready)
+        _settle(self._parent, place)
+        self._ready()
+        _serve(self._make, connection, dict(self._given_up), self.limits)
+        os._exit(0)
 
     def _give(self) -> None:
         """Hand out tasks until every process has `ahead` of them."""
@@ -398,50 +394,3 @@ def _close_of(reference: weakref.ref[Workers]) -> None:
     workers = reference()
     if workers is not None:
         workers.close()
-
-
-# ---- a thread of the parent ----------------------------------------------------------------------------------------
-
-
-class InThread:
-    """The items of an iterator, each prepared by a thread while the one before is used; two are ready at most."""
-
-    def __init__(self, items: Iterable[Any], prepare: Callable[[Any], Any]) -> None:
-        self._ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=2)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(items, prepare), name="items", daemon=True)
-        self._thread.start()
-
-    def __iter__(self) -> Iterator[Any]:
-        while True:
-            kind, value = self._ready.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
-
-    def close(self) -> None:
-        """Stop the thread; whoever waits for an item gets no more."""
-        self._stopped.set()
-        self._thread.join(timeout=5)
-        with suppress(queue.Empty):
-            while True:
-                self._ready.get_nowait()
-        self._ready.put(("end", None))
-
-    def _work(self, items: Iterable[Any], prepare: Callable[[Any], Any]) -> None:
-        try:
-            for item in items:
-                if not self._put("item", prepare(item)):
-                    return
-            self._put("end", None)
-        except BaseException as error:
-            self._put("error", error)
-
-    def _put(self, kind: str, value: Any) -> bool:
-        while not self._stopped.is_set():
-            with suppress(queue.Full):
-                self._ready.put((kind, value), timeout=0.1)
-                return True
-        return False

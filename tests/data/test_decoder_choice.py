@@ -80,7 +80,7 @@ def test_choice_of_the_decoder(monkeypatch):
     def no_decord(name: str) -> object:
         raise OSError("no wheel for this platform")
 
-    monkeypatch.setattr(decoder_choice.importlib, "import_module", no_decord)
+    monkeypatch.setattr(decode.importlib, "import_module", no_decord)
     name, reason = choose_decoder("auto")
     assert name == "pyav" and "decord cannot be imported" in reason
     with pytest.raises(DataError, match=r"data\.decoder=decord[\s\S]*no wheel[\s\S]*data\.decoder=pyav"):

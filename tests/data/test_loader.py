@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from dsvid.data import loader as loader_module
 from dsvid.data import mix, order
 from dsvid.data.loader import BadClips, TrainLoader, eval_batches
 from dsvid.data.reader import ClipReader
@@ -445,6 +446,36 @@ def test_a_file_that_goes_or_changes_in_the_run_is_recorded_and_replaced(videos,
     causes = {Path(record["path"]).name: record["error"] for record in bad}
     assert set(causes) == {"v01.mp4", "v02.mp4"}
     assert "no such file" in causes["v01.mp4"] and "0 bytes" in causes["v02.mp4"]
+
+
+def test_processes_are_replaced_after_so_many_videos(clip_list, expected):
+    loader = TrainLoader(config(clip_list, num_workers=1, recycle_clips=16), seed=3, batch_total=8, batch_micro=8)
+    batches, found, pids = iter(loader), [], set()
+    for _ in range(6):
+        found.append(digest(next(batches)))
+        pids.add(workers_of(loader)[0].pid)
+    loader.close()
+    assert found == expected and len(pids) >= 3
+
+
+def test_elsewhere_than_on_linux_the_trainer_reads_itself_and_says_so(clip_list, expected, monkeypatch):
+    monkeypatch.setattr(loader_module.sys, "platform", "darwin")
+    loader = TrainLoader(config(clip_list, num_workers=2), seed=3, batch_total=8, batch_micro=8)
+    batches = iter(loader)
+    first, second = next(batches), next(batches)
+    assert [digest(first), digest(second)] == expected[:2] and workers_of(loader) == []
+    assert len(first["notes"]) == 1 and "need Linux" in first["notes"][0]["note"] and second["notes"] == []
+
+
+def test_a_gpu_s_batches_are_prepared_by_a_thread(clip_list, expected, monkeypatch):
+    """Pinning itself needs a GPU: in its place the tensors are copied."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    loader = TrainLoader(config(clip_list, num_workers=2), seed=3, batch_total=8, batch_micro=8, device_type="cuda")
+    batches = iter(loader)
+    assert [digest(next(batches)) for _ in range(6)] == expected
+    started = time.monotonic()
+    loader.close()
+    assert time.monotonic() - started < 3
 
 
 def test_a_small_dev_shm_is_no_hindrance(clip_list):

@@ -218,3 +218,4 @@ def main(out: Path, names: list[str]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:])
+    torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter: an abort now and then

@@ -207,3 +207,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter: an abort now and then
