@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "slurm": set(),
     "ops": {"tokens"},
     "models": {"tokens", "ops"},
-    "data": {"documents", "heap", "metrics", "recipe", "tokens", "publish"},
+    "data": {"documents", "heap", "metrics", "ops", "recipe", "tokens", "publish"},
     "objectives": {"models", "ops", "tokens", "metrics"},
     "weights": {"documents", "models", "tokens", "publish"},
     "engine": {"recipe", "deepspeed_json", "optim", "runtime"},

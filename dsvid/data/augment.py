@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dsvid.ops import resample
+
 SCALES = (1.0, 0.875, 0.75, 0.66)
 CROP_TRIES, ERASE_TRIES = 10, 100  # boxes drawn until one lies inside the frame
 SNAP = 3  # a crop side less than this many pixels from the wanted side is taken as the wanted side: no resize
@@ -22,12 +24,9 @@ def resize(clip: Tensor, height: int, width: int, *, antialias: bool = True) -> 
     """Bilinear, uint8 [T, H, W, 3] -> [T, height, width, 3]; within a level of PIL, without antialiasing of OpenCV."""
     if clip.shape[1:3] == (height, width):
         return clip
-    # the permuted view is torch's channels-last layout, which has a uint8 kernel: no float copy, no transposition
-    planes = clip.permute(0, 3, 1, 2)
-    out = torch.nn.functional.interpolate(
-        planes, (height, width), mode="bilinear", align_corners=False, antialias=antialias
+    return (
+        resample.resize(clip, height, width) if antialias else resample.by_torch(clip, height, width, antialias=False)
     )
-    return out.permute(0, 2, 3, 1).contiguous()
 
 
 def squash(clip: Tensor, side: int) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dsvid.data import augment, order, traffic_split
+from dsvid.data import augment, handover, order, traffic_split
 from dsvid.data.decoder_choice import choose_decoder
 from dsvid.data.driving import add_borders
 from dsvid.data.footage import Footage, read_clip, read_index
@@ -182,4 +182,4 @@ class FootageReader:
 
     def collate(self, items: Sequence[Tensor], indices: Sequence[int]) -> dict[str, Tensor]:
         """ "clip" uint8 [B, T, H, W, 3]."""
-        return {"clip": torch.stack(list(items))}
+        return {"clip": handover.stack(items)}

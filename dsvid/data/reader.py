@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dsvid.data import augment, order, sampling
+from dsvid.data import augment, handover, order, sampling
 from dsvid.data.decode import ClipSource, open_clip_source
 from dsvid.data.decoder_choice import choose_decoder, some_entries
 from dsvid.data.manifest import Manifest, open_split
@@ -241,7 +241,7 @@ class ClipReader(InOrder):
     def collate(self, items: Sequence[Tensor], indices: Sequence[int]) -> dict[str, Tensor]:
         """ "clip" uint8 [B, T, H, W, 3] and "label" int64 [B]."""
         labels = [self.manifest.labels[index] for index in indices]
-        return {"clip": torch.stack(list(items)), "label": torch.tensor(labels, dtype=torch.int64)}
+        return {"clip": handover.stack(items), "label": torch.tensor(labels, dtype=torch.int64)}
 
 
 class UnreadableFrames(DataError):

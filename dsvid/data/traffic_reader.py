@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsvid.data import augment
+from dsvid.data import augment, handover
 from dsvid.data.driving import add_borders
 from dsvid.data.picture import decoder_name
 from dsvid.data.randaugment import parse_policy
@@ -77,7 +77,7 @@ class TrafficReader(InOrder):
     def collate(self, items: Sequence[WindowItem], indices: Sequence[int]) -> dict[str, Tensor]:
         """ "clip" uint8 [B, T, S, S, 3], "label" int64, "ttc_s" and "risk" float32 [B]."""
         return {
-            "clip": torch.stack([item.clip for item in items]),
+            "clip": handover.stack([item.clip for item in items]),
             "label": torch.tensor([item.label for item in items]),
             "ttc_s": torch.tensor([item.ttc_s for item in items], dtype=torch.float32),
             "risk": torch.tensor([item.risk for item in items], dtype=torch.float32),

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dsvid.data.handover import Receiver, Sender, drop_inherited
+from dsvid.data.handover import Receiver, drop_inherited, send_through
 
 Make = Callable[[Any, Mapping[int, str]], Any]  # (task, keys that were given up and why) -> item
 # signals by which a process ends itself in native code: the key that it worked on is to blame
@@ -106,7 +106,7 @@ def _settle(parent: int, place: NDArray[Any]) -> None:
 
 def _serve(make: Make, connection: Connection, given_up: dict[int, str], limits: Limits) -> None:
     """Until the parent closes, or until a limit is reached."""
-    sender = Sender(connection)
+    sender = send_through(connection)
     first_mb: float | None = None
     while True:
         try:

@@ -92,7 +92,7 @@ def _plan_command(kind: str, sources: Path, source_hash: str) -> list[str]:
     shared = ["-std=c++17", "-O3", f'-DDSVID_SOURCE_HASH="{source_hash}"']
     if kind == "cpu":
         flags = ["-shared", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
-        return [*compiler, *shared, *flags, str(sources / "tube_cpu.cpp")]
+        return [*compiler, *shared, *flags, str(sources / "tube_cpu.cpp"), str(sources / "resize_cpu.cpp")]
     host = ["-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off"]
     flags = ["-shared", "-fmad=false", "-cudart", "static", *host]
     return [*compiler, *shared, *flags, *cuda_architectures(os.environ), str(sources / "tube_cuda.cu")]

@@ -192,10 +192,32 @@ def _call(name: str, device: torch.device, arguments: ctypes.Structure, tokens: 
         result = library.dsvid_gather_cpu(ctypes.byref(arguments), ctypes.byref(wrong_index))
     else:
         result = library.dsvid_plan_cpu(ctypes.byref(arguments))
-    if result == _OK:
-        return
     if result == _BAD_INDEX:
         raise bad_index(wrong_index.value, tokens)
+    _check(name, library, result)
+
+
+def resizes() -> bool:
+    """Whether csrc's resampling runs here: there is a build, and the processor has its instructions."""
+    return backend("cpu") == "native" and _processor_resizes()
+
+
+@cache
+def _processor_resizes() -> bool:
+    library = load("cpu")[0]
+    return library is not None and bool(library.dsvid_has_resize())
+
+
+def resize(arguments: ctypes.Structure) -> None:
+    """Run csrc's resampling; the structure and what it points to are resample.py's."""
+    library = load("cpu")[0]
+    assert library is not None
+    _check("dsvid_resize_cpu", library, library.dsvid_resize_cpu(ctypes.byref(arguments)))
+
+
+def _check(name: str, library: ctypes.CDLL, result: int) -> None:
+    if result == _OK:
+        return
     if result >= _CUDA_ERROR:
         raise OpError(f"{name}: CUDA error", found=library.dsvid_cuda_error_text(result).decode())
     problem = {_NO_MEMORY: "out of memory", _BAD_ARGUMENT: "arguments that the kernel does not take"}

@@ -9,7 +9,8 @@ import os
 import pytest
 import torch
 
-from dsvid.data.handover import Receiver, Sender
+from dsvid.data import handover
+from dsvid.data.handover import Receiver, Sender, send_through, stack
 
 
 @pytest.fixture
@@ -108,3 +109,75 @@ def test_a_sender_that_has_gone(ends):
     sender._connection.close()
     with pytest.raises((EOFError, OSError)):
         receiver.receive()
+
+
+# ---- stacked in place ----------------------------------------------------------------------------------------------
+
+
+def clips(number: int) -> list[torch.Tensor]:
+    return [torch.full((4, 50), 10 * number + place, dtype=torch.uint8) for place in range(3)]
+
+
+def test_what_was_stacked_is_sent_without_a_copy(ends):
+    receiver, sender = ends
+    for number in range(3):
+        sender.free(receiver.freed())
+        clip = sender.stack(clips(number))
+        assert torch.equal(clip, torch.stack(clips(number)))
+        # in the memory that is sent, whatever its place among the others
+        sender.send(number, {"index": torch.tensor([number]), "clip": clip, "notes": []})
+        clip[0, 0, 0] = 99
+        item = receiver.receive()[1]
+        assert item["clip"][0, 0, 0] == 99 and item["index"].tolist() == [number] and item["notes"] == []
+        assert torch.equal(item["clip"][1:], torch.stack(clips(number))[1:]) and item["clip"].shape == (3, 4, 50)
+        del item, clip
+        gc.collect()
+    assert len(sender._slots) == 1
+
+
+def test_parts_of_what_was_stacked_are_copied_before_their_memory_is_used_again(ends):
+    receiver, sender = ends
+    for number in range(4):
+        clip = sender.stack(clips(number))
+        expected = {"clip": clip[1:].clone(), "more": clip.flip(0)}
+        sender.send(number, {"clip": clip[1:], "more": clip.flip(0)})
+        item = receiver.receive()[1]
+        assert same(item, expected)
+        del item
+        gc.collect()
+        sender.free(receiver.freed())
+    assert len(sender._slots) == 2
+
+
+def test_stacked_memory_that_is_not_sent_serves_the_next(ends):
+    receiver, sender = ends
+    before = len(os.listdir("/proc/self/fd"))
+    sender.stack(clips(1))
+    sender.stack(clips(2))  # the item failed, and another one was made
+    sender.send(0, "an error")
+    assert receiver.receive() == (0, "an error")
+    clip = sender.stack(clips(3))
+    sender.send(1, {"clip": clip})
+    assert torch.equal(receiver.receive()[1]["clip"], torch.stack(clips(3)))
+    assert len(sender._slots) == 1
+    unsent = Sender(sender._connection)
+    unsent.stack(clips(1))
+    del unsent, clip
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before + 2  # the slot, mapped on both sides
+
+
+def test_an_item_that_does_not_fit_behind_what_was_stacked(ends):
+    receiver, sender = ends
+    clip = sender.stack(clips(5))
+    item = {"clip": clip, "large": torch.arange(2 * handover.ROOM, dtype=torch.int64)}
+    expected = {name: value.clone() for name, value in item.items()}
+    sender.send(0, item)
+    assert same(receiver.receive()[1], expected)
+
+
+def test_without_a_sender_it_is_torch_s(ends, monkeypatch):
+    monkeypatch.setattr(handover, "_sending", None)
+    assert torch.equal(stack(clips(1)), torch.stack(clips(1)))
+    sender = send_through(ends[1]._connection)
+    assert stack(clips(1)) is sender._stacked[1]
