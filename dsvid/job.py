@@ -260,7 +260,7 @@ def make_loader(job: Job, step: int) -> TrainLoader:
         rank=job.ranks.rank,
         world=job.ranks.world,
         start_step=step,
-        device_type=job.device.type,
+        device=job.device,
         samples_per_epoch=job.recipe.run.samples_per_epoch,
         reader=job.task.reader(job.recipe, "train"),
     )

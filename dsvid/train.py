@@ -245,7 +245,7 @@ def report_step(job: Job, monitor: Monitor, step: int) -> None:
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch's tensors on `device`; the copy overlaps compute where the memory is pinned."""
+    """The batch's tensors on `device`; on a GPU the loader has sent them there already."""
     return {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
 
 

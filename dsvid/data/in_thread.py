@@ -1,4 +1,4 @@
-"""An iterator's items prepared by a thread while the one before is used: how batches are pinned for a GPU's copies."""
+"""An iterator's items prepared by a thread while the one before is used: how batches are sent to a GPU."""
 
 from __future__ import annotations
 

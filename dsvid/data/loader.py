@@ -29,6 +29,7 @@ from torch import Tensor
 
 from dsvid.data import mix, order
 from dsvid.data.decode import quiet_decoders
+from dsvid.data.device_copy import DeviceCopy
 from dsvid.data.in_thread import InThread
 from dsvid.data.reader import Choice, Chosen, ClipReader, Reader, bad_record
 from dsvid.data.workers import Limits, Workers, working_on
@@ -150,7 +151,7 @@ class TrainLoader:
         rank: int = 0,
         world: int = 1,
         start_step: int = 0,
-        device_type: str = "cpu",
+        device: torch.device | None = None,
         samples_per_epoch: int = 0,
         reader: Reader | None = None,
     ) -> None:
@@ -170,11 +171,11 @@ class TrainLoader:
         self.steps_per_epoch = max(1, samples // batch_total)
         self._places = partial(_places, start_step, batch_total, batch_micro, rank, world)
         self._clips = _TrainClips(self.reader, seed, batch_micro)
-        self._device_type = device_type
+        self._device = device
         self._running: list[_Running] = []
 
     def __iter__(self) -> Iterator[Batch]:
-        self._running.append(_Running(self._clips, self._places(), self.reader, self.rank, self._device_type))
+        self._running.append(_Running(self._clips, self._places(), self.reader, self.rank, self._device))
         return iter(self._running[-1])
 
     @property
@@ -266,7 +267,7 @@ def eval_batches(
     reverse: bool = False,
     freeze: bool = False,
     seed: int = 0,
-    device_type: str = "cpu",
+    device: torch.device | None = None,
     reader: Reader | None = None,
 ) -> Iterator[Batch]:
     """Every (video, segment, crop) once over all ranks; as many batches of `batch` on every rank (weight 0 = padding).
@@ -280,7 +281,7 @@ def eval_batches(
     dataset = _EvalViews(reader, segments, crops, batch, play, seed)
     batches = math.ceil(math.ceil(dataset.views / batch) / world)
     numbers = range(rank, batches * world, world)
-    running = _Running(dataset, numbers, reader, rank, device_type)
+    running = _Running(dataset, numbers, reader, rank, device)
     try:
         yield from running
     finally:
@@ -330,7 +331,9 @@ class _Running:
     `close` ends the processes now.
     """
 
-    def __init__(self, clips: _Clips, numbers: Iterable[int], reader: Reader, rank: int, device_type: str) -> None:
+    def __init__(
+        self, clips: _Clips, numbers: Iterable[int], reader: Reader, rank: int, device: torch.device | None
+    ) -> None:
         config = reader.config
         self.source = reader.source
         self.workers: Workers | None = None
@@ -353,11 +356,13 @@ class _Running:
             items = (clips.make(number, {}) for number in numbers)
             if config.num_workers:  # elsewhere fork breaks system libraries
                 self.told = ["clips are read by the trainer itself: processes for it need Linux (data.num_workers)"]
-        self._pinned = InThread(items, _pin) if device_type == "cuda" else None
-        self._items = self._pinned or items
+        self._copy = DeviceCopy(device) if device is not None and device.type == "cuda" else None
+        self._sent = InThread(items, self._copy.start) if self._copy else None
+        self._items = self._sent or items
 
     def __iter__(self) -> Iterator[Batch]:
-        for item in self._items:
+        for sent in self._items:
+            item = self._copy.finish(sent) if self._copy else sent
             if isinstance(item, DataError):
                 raise item
             while self.told:
@@ -367,20 +372,13 @@ class _Running:
     def close(self) -> None:
         if self.workers is not None:
             self.workers.close()
-        if self._pinned is not None:
-            self._pinned.close()
+        if self._sent is not None:
+            self._sent.close()
 
 
 def _make_ready() -> None:
     quiet_decoders()
     keep_freed_memory()
-
-
-def _pin(item: Any) -> Any:
-    """The batch with its tensors in memory from which a GPU copies by itself."""
-    if not isinstance(item, dict):
-        return item
-    return {name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in item.items()}
 
 
 # ---- unreadable clips ----------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ class ClassifyTask(Task):
         segments, crops = (settings.segments, settings.crops) if final else (1, 1)
         views = eval_batches(
             recipe.data, split, segments=segments, crops=crops, rank=run.ranks.rank, world=run.ranks.world,
-            batch=settings.batch, reverse=play == "backwards", freeze=play == "still", device_type=run.device.type,
+            batch=settings.batch, reverse=play == "backwards", freeze=play == "still", device=run.device,
         )  # fmt: skip
         return evaluate(
             objective,

@@ -118,7 +118,7 @@ class Task(ABC):
                 rank=run.ranks.rank,
                 world=run.ranks.world,
                 batch=recipe.eval.batch,
-                device_type=run.device.type,
+                device=run.device,
                 reader=self.reader(recipe, split),
             )
         )

@@ -26,6 +26,7 @@ from dsvid.data.sampling import dense_centre, dense_clip, dense_test
 from dsvid.errors import DataError
 from dsvid.recipe import AugmentConfig, DataConfig
 from tests.data.numbered_videos import read_number
+from tests.data.standin_streams import Streams
 
 TOTAL = 8
 
@@ -467,12 +468,16 @@ def test_elsewhere_than_on_linux_the_trainer_reads_itself_and_says_so(clip_list,
     assert len(first["notes"]) == 1 and "need Linux" in first["notes"][0]["note"] and second["notes"] == []
 
 
-def test_a_gpu_s_batches_are_prepared_by_a_thread(clip_list, expected, monkeypatch):
-    """Pinning itself needs a GPU: in its place the tensors are copied."""
-    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
-    loader = TrainLoader(config(clip_list, num_workers=2), seed=3, batch_total=8, batch_micro=8, device_type="cuda")
+def test_a_gpu_s_batches_are_copied_ahead_by_a_thread(clip_list, expected, monkeypatch):
+    streams = Streams(monkeypatch)
+    gpu = torch.device("cuda", 1)
+    loader = TrainLoader(config(clip_list, num_workers=2), seed=3, batch_total=8, batch_micro=8, device=gpu)
     batches = iter(loader)
     assert [digest(next(batches)) for _ in range(6)] == expected
+    deadline = time.monotonic() + 20
+    while len(streams.devices) < 7 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert streams.devices == [gpu] * len(streams.devices) and len(streams.devices) >= 7, "the next one is on its way"
     started = time.monotonic()
     loader.close()
     assert time.monotonic() - started < 3
