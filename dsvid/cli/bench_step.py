@@ -1,5 +1,5 @@
-"""`dsvid bench step`: one pre-training step (forward and backward, targets from uint8 included) against transformers'
-VideoMAE.
+"""`dsvid bench step`: one training step (forward and backward from uint8 clips) against transformers' VideoMAE; here
+pre-training with its targets, in bench_finetune the classification of clips.
 
 Both arms start from the same weights, clips and masks; the arms take turns, and the loss must be equal.
 """
@@ -29,11 +29,13 @@ from dsvid.tokens import TubeletGrid
 # Gradient norms of bf16 arms may differ from fp32 by this share; the loss alone does not show a wrong residual stream.
 _GRAD_NORM_SHARE = 1e-3
 _LOSS_SHARE = {"fp32": 1e-5, "bf16": 2e-3}
+ARCHS = ("vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge", "vit_giant")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `dsvid bench step`."""
-    parser.add_argument("--arch", default="vit_small", choices=("vit_micro", "vit_tiny", "vit_small", "vit_base"))
+    parser.add_argument("--task", default="pretrain", choices=("pretrain", "classify"))
+    parser.add_argument("--arch", default="vit_small", choices=ARCHS)
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--frames", type=int, default=16)
@@ -43,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     dual = "share of the masked tokens that the decoder leaves out: 0.5 = VideoMAE V2's dual masking (0)"
     parser.add_argument("--decoder-mask-ratio", type=float, default=0.0, help=dual)
     parser.add_argument("--compile", action="store_true", help="one more arm: ours under torch.compile (minutes)")
+    parser.add_argument("--alone", action="store_true", help="ours only: for models of which theirs does not fit")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -55,9 +58,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises DsvidError where transformers is missing, or where two arms disagree in loss or gradient norm.
     """
     torch.set_num_threads(args.threads)
-    bench = _Bench(args)
+    bench = _bench(args)
     arms = bench.arms()
-    results = {arm.name: _Result() for arm in arms}
+    results = {arm.name: Result() for arm in arms}
     for repeat in range(args.repeats + 1):
         bench.rates.append(matmul_rate(torch.bfloat16 if bench.half else torch.float32, bench.device))
         for arm in arms:
@@ -68,14 +71,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
+def _bench(args: argparse.Namespace) -> Bench:
+    if args.task == "pretrain":
+        return Bench(args)
+    from dsvid.cli.bench_finetune import FinetuneBench
+
+    return FinetuneBench(args)
+
+
 @dataclass
-class _Arm:
+class Arm:
     name: str
     model: nn.Module
     step: Callable[[], Tensor]
 
 
-class _Result:
+class Result:
     def __init__(self) -> None:
         self.cpu_s: list[float] = []
         self.wall_s: list[float] = []
@@ -89,13 +100,17 @@ class _Result:
             self.wall_s.append(wall_s)
 
 
-class _Bench:
+class Bench:
     """The clips, masks and models of one comparison."""
+
+    classes = 0
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
+        self.spec = ModelSpec(
+            args.task, args.arch, args.frames, args.size, num_classes=self.classes, attention=args.attention
+        )
         self.encoder = encoder_size(args.arch)
-        self.decoder = decoder_size(args.arch, "videomae")
         self.grid = TubeletGrid(args.frames, args.size, args.size, 2, self.encoder.patch)
         self.device = torch.device(args.device)
         generator = torch.Generator().manual_seed(args.seed)
@@ -105,7 +120,7 @@ class _Bench:
         self.half = args.dtype == "bf16"
         self.rates: list[float] = []
 
-    def arms(self) -> list[_Arm]:
+    def arms(self) -> list[Arm]:
         """Ours (in bf16 also with bf16 weights, as DeepSpeed trains), transformers eager and SDPA, and fp32 as a
         yardstick.
         """
@@ -114,18 +129,30 @@ class _Bench:
             arms.append(self._ours("dsvid, bf16 weights", False, True))
         if self.args.compile:
             arms.append(self._ours("dsvid compiled", self.half, False, compiled=True))
-        objective = _objective_of(arms[0])
-        self.masked_sites, self.cell_drop = objective.masked_sites, objective.cell_drop
+        if self.args.alone:
+            return arms
         arms += [self._theirs("transformers eager", "eager"), self._theirs("transformers sdpa", "sdpa")]
         return arms
 
-    def _ours(self, name: str, autocast: bool, cast: bool, compiled: bool = False) -> _Arm:
+    def objective(self) -> Any:
+        """Ours, with the seed's weights."""
+        self.decoder = decoder_size(self.args.arch, "videomae")
         model = MaskedAutoencoder(
             self.encoder, self.decoder, self.grid, attention=self.args.attention, seed=self.args.seed
         )
         objective = PretrainObjective(
             model, self.grid, mask_ratio=self.args.mask_ratio, decoder_mask_ratio=self.args.decoder_mask_ratio
-        ).to(self.device)
+        )
+        self.masked_sites, self.cell_drop = objective.masked_sites, objective.cell_drop
+        return objective
+
+    def flops(self) -> float:
+        """Of a step, by formula."""
+        ratios = {"mask_ratio": self.args.mask_ratio, "decoder_mask_ratio": self.args.decoder_mask_ratio}
+        return float(self.args.batch) * training_flops(self.spec, **ratios)
+
+    def _ours(self, name: str, autocast: bool, cast: bool, compiled: bool = False) -> Arm:
+        objective = self.objective().to(self.device)
         if cast:
             objective.bfloat16()
         if compiled:
@@ -135,26 +162,30 @@ class _Bench:
             with self._autocast(autocast):
                 return objective(self.batch).loss  # type: ignore[no-any-return]
 
-        return _Arm(name, objective, step)
+        return Arm(name, objective, step)
 
-    def _theirs(self, name: str, attention: str) -> _Arm:
+    def _theirs(self, name: str, attention: str) -> Arm:
         source = MaskedAutoencoder(self.encoder, self.decoder, self.grid, seed=self.args.seed)
         model = _transformers_model(self.encoder, self.decoder, self.grid, attention)
         _load_transformers(model, source)
         model.to(self.device)
         mask = tube_mask(self.batch["seed"], self.grid, self.masked_sites)
-        mean = torch.tensor(IMAGENET_MEAN, device=self.device).view(1, 1, 3, 1, 1)
-        std = torch.tensor(IMAGENET_STD, device=self.device).view(1, 1, 3, 1, 1)
 
         def step() -> Tensor:
-            # Their transforms hand over normalised floats; the targets are computed inside their forward.
-            pixels = self.batch["clip"].permute(0, 1, 4, 2, 3).float().div_(255.0).sub_(mean).div_(std)
+            pixels = self.pixels()  # the targets are computed inside their forward
             with self._autocast(self.half):
                 if self.cell_drop:
                     return self._their_dual_loss(model, pixels, mask)
                 return model(pixels, bool_masked_pos=mask).loss  # type: ignore[no-any-return]
 
-        return _Arm(name, model, step)
+        return Arm(name, model, step)
+
+    def pixels(self) -> Tensor:
+        """Normalised floats [B, T, 3, H, W], which their transforms hand over."""
+        mean = torch.tensor(IMAGENET_MEAN, device=self.device).view(1, 1, 3, 1, 1)
+        std = torch.tensor(IMAGENET_STD, device=self.device).view(1, 1, 3, 1, 1)
+        pixels: Tensor = self.batch["clip"].permute(0, 1, 4, 2, 3).float()
+        return pixels.div_(255.0).sub_(mean).div_(std)
 
     def _their_dual_loss(self, model: Any, pixels: Tensor, mask: Tensor) -> Tensor:
         """Dual masking with transformers' modules, which have none: its forward, with fewer tokens for the decoder."""
@@ -176,7 +207,7 @@ class _Bench:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
             yield
 
-    def measure(self, arm: _Arm) -> tuple[float, float, float, float]:
+    def measure(self, arm: Arm) -> tuple[float, float, float, float]:
         """CPU seconds, wall seconds, loss and gradient norm of one step."""
         arm.model.zero_grad(set_to_none=True)
         clock = time.thread_time if self.args.threads == 1 else time.process_time
@@ -193,7 +224,7 @@ class _Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def report(self, results: dict[str, _Result]) -> dict[str, Any]:
+    def report(self, results: dict[str, Result]) -> dict[str, Any]:
         """Medians, ratios to the two baselines, and the fp32 gradient norm beside a bf16 run."""
         clock = "wall_s" if self.device.type == "cuda" else "cpu_s"
         arms = {
@@ -205,10 +236,7 @@ class _Bench:
             }
             for name, result in results.items()
         }
-        spec = ModelSpec("pretrain", self.args.arch, self.args.frames, self.args.size)
-        flops = self.args.batch * training_flops(
-            spec, mask_ratio=self.args.mask_ratio, decoder_mask_ratio=self.args.decoder_mask_ratio
-        )
+        flops = self.flops()
         rate, shared = statistics.median(self.rates), self.args.threads if clock == "cpu_s" else 1
         for arm in arms.values():
             arm["share_of_matmul"] = flops / (arm[clock] / shared) / rate
@@ -219,7 +247,7 @@ class _Bench:
             "arms": arms,
         }
         for ours in (name for name in arms if name.startswith("dsvid")):
-            for baseline in ("eager", "sdpa"):
+            for baseline in () if self.args.alone else ("eager", "sdpa"):
                 ratios = [
                     theirs / mine
                     for theirs, mine in zip(
@@ -232,21 +260,18 @@ class _Bench:
             report["fp32"] = dict(zip(("loss", "grad_norm"), self.measure(yardstick)[2:], strict=True))
             self.truth = report["fp32"]
         else:
-            self.truth = {k: arms["transformers eager"][k] for k in ("loss", "grad_norm")}
+            self.truth = {
+                k: arms["dsvid" if self.args.alone else "transformers eager"][k] for k in ("loss", "grad_norm")
+            }
         return report
 
-    def check(self, results: dict[str, _Result]) -> None:
+    def check(self, results: dict[str, Result]) -> None:
         """Raise DsvidError unless losses (and our gradient norms) agree with the yardstick."""
         for name, result in results.items():
             allowed = _LOSS_SHARE[self.args.dtype]
             _agree(f"loss of {name}", result.loss, self.truth["loss"], allowed)
             if name.startswith("dsvid"):
                 _agree(f"gradient norm of {name}", result.grad_norm, self.truth["grad_norm"], _GRAD_NORM_SHARE)
-
-
-def _objective_of(arm: _Arm) -> PretrainObjective:
-    assert isinstance(arm.model, PretrainObjective)
-    return arm.model
 
 
 def _textbook_targets(pixels: Tensor, grid: TubeletGrid) -> Tensor:
@@ -271,6 +296,8 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> f
             if device.type == "cuda":
                 torch.cuda.synchronize()
             seconds.append((time.thread_time() if device.type == "cpu" else time.perf_counter()) - since)
+            if sum(seconds) > 1:  # emulated bf16 takes seconds a product
+                break
         best = max(best, 2.0 * rows * inner * columns / statistics.median(seconds))
     return best
 
@@ -378,9 +405,11 @@ def transformers_state(source: MaskedAutoencoder) -> dict[str, Tensor]:
 
 def _print(report: dict[str, Any]) -> None:
     settings = report["settings"]
+    mask = f", mask {settings['mask_ratio']}" if settings["task"] == "pretrain" else ""
     print(
-        f"bench step: {settings['arch']} {settings['dtype']}, {settings['batch']} clips of {settings['frames']}x"
-        f"{settings['size']}x{settings['size']}, mask {settings['mask_ratio']}, {settings['threads']} thread(s), "
+        f"bench step: {settings['task']} {settings['arch']} {settings['dtype']}, "
+        f"{settings['batch']} clips of {settings['frames']}x{settings['size']}x{settings['size']}{mask}, "
+        f"{settings['threads']} thread(s), "
         f"{settings['device']}, median of {settings['repeats']}"
     )
     print(
@@ -395,5 +424,5 @@ def _print(report: dict[str, Any]) -> None:
         print(
             f"  {'fp32 yardstick':24s} loss {report['fp32']['loss']:.7f}  grad norm {report['fp32']['grad_norm']:.7f}"
         )
-    for name, ratio in report["ratios"].items():
+    for name, ratio in report.get("ratios", {}).items():
         print(f"  {name:32s} {ratio:.3f}x")

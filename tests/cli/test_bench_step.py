@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from dsvid.cli import bench_step, main
+from dsvid.cli import bench_finetune, bench_step, main
+from dsvid.cli.bench_step import Bench
 from dsvid.errors import DsvidError
 
 pytest.importorskip("transformers")
@@ -47,6 +49,29 @@ def test_dual_masking_agrees_with_their_modules() -> None:
     assert report["gflop"] < single["gflop"]
     assert report["arms"]["dsvid"]["loss"] != single["arms"]["dsvid"]["loss"]
     assert 0 < report["arms"]["dsvid"]["share_of_matmul"] < 1.2 and report["matmul_gflop_s"] > 1
+
+
+def test_a_fine_tuning_step_agrees_with_theirs() -> None:
+    report = bench_step.run(_arguments("--task", "classify", "--batch", "2"))
+    arms = report["arms"]
+    assert {"dsvid", "transformers eager", "transformers sdpa"} <= set(arms)
+    assert arms["dsvid"]["loss"] == pytest.approx(arms["transformers eager"]["loss"], rel=1e-5)
+    # all tokens are computed: more than in pre-training with a mask, which has a decoder besides
+    assert report["gflop"] > 0.01 and report["ratios"].keys() >= {"eager / dsvid", "sdpa / dsvid"}
+
+
+def test_a_wrong_fine_tuning_step_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_finetune.FinetuneBench, "pixels", lambda self: Bench.pixels(self) * 1.1)
+    with pytest.raises(DsvidError, match="bench step"):
+        bench_step.run(_arguments("--task", "classify", "--batch", "2"))
+
+
+def test_alone_needs_no_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    report = bench_step.run(_arguments("--alone"))
+    assert set(report["arms"]) == {"dsvid"} and "ratios" not in report
+    with pytest.raises(DsvidError, match="transformers"):
+        bench_step.run(_arguments())
 
 
 def test_a_difference_in_the_model_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
