@@ -14,6 +14,7 @@ from dsvid.errors import DsvidError
 # name -> (module, one line of help); the line stands here so that `dsvid --help` imports nothing.
 COMMANDS = {
     "recipes": ("recipes", "list the shipped recipes, or print one resolved"),
+    "migrate": ("migrate", "a run script of VideoMAE, VideoMAE V2, its action detection or simple-tad -> our command"),
     "env": ("env", "versions, devices, backends; what is missing and its cure"),
     "demo": ("demo", "pre-train, fine-tune and test on generated clips, in minutes on two cores"),
     "launch": ("launch", "start deepspeed or torchrun under a supervisor: hosts checked first, saved at every signal"),

@@ -1,0 +1,144 @@
+"""A translation as text for a terminal, and the tables of options as Markdown for docs/migration.md."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from dsvid.errors import RecipeError
+from dsvid.migrate.comparison import differs_in_meaning
+from dsvid.migrate.options import Option, Program
+from dsvid.migrate.programs import PROGRAMS, PROJECTS
+from dsvid.migrate.translation import Row, Translation, command_words, shell_line, written
+from dsvid.recipe import load_recipe
+
+_WIDTH = 118
+# The page shows one project's tables in full, of the others what differs from it.
+_FIRST = "videomae"
+
+
+def report(done: Translation, recipe_file: Path | None, ds_config: str) -> str:
+    """What is printed of one translated command."""
+    parts = [
+        *_head(done),
+        "",
+        *_verdict(done, recipe_file),
+        "",
+        shell_line(command_words(done, recipe_file, ds_config)),
+    ]
+    for title, rows in (
+        ("options of the script", [row for row in done.rows if not row.default]),
+        ("defaults of the original that differ from dsvid's", [row for row in done.rows if row.default]),
+    ):
+        if rows:
+            parts += ["", title, *_table(rows)]
+    return "\n".join([*parts, "", *_foot(done)])
+
+
+def _head(done: Translation) -> Iterable[str]:
+    launch, program = done.launch, done.recognised.program
+    yield f"{launch.program} (line {launch.line}): {program.file} of {program.title}"
+    yield f"recognised by: {done.recognised.why}"
+    for other, differs in done.others:
+        said = ", ".join(f"{key}={written(value)}" for key, value in differs.items()) or "the same recipe"
+        yield from _wrapped(f"it fits {other.title} too (--from {other.project}), which would give: {said}", "  ")
+    how = launch.how if launch.world == done.converted.world else "--world"
+    yield f"{done.converted.world} processes ({launch.launcher}: {how})"
+    if launch.environment:
+        names = " ".join(f"{name}={value}" for name, value in launch.environment.items())
+        yield f"set for the command, and no part of a recipe: {names}"
+
+
+def _verdict(done: Translation, recipe_file: Path | None) -> Iterable[str]:
+    match = done.match
+    other = {key: value for key, value in match.differences.items() if differs_in_meaning(key, value)}
+    about = load_recipe(match.name).about
+    if match.same:
+        yield f"It is the shipped recipe {match.name} (published: {about.published}); only places differ."
+        if match.alike:
+            yield from _wrapped("Equal in every value, for other weights: " + ", ".join(match.alike), "  ")
+    else:
+        yield f"No shipped recipe is the same; the nearest is {match.name}, with {len(other)} other values."
+    if recipe_file:
+        yield f"The whole recipe is in {recipe_file}."
+    elif not match.same:
+        yield "-o FILE.yaml writes the whole recipe."
+
+
+def _table(rows: Sequence[Row]) -> Iterable[str]:
+    """Three columns; long texts go on below themselves."""
+    left = min(40, max(len(_option(row)) for row in rows)) + 2
+    for row in rows:
+        text = " · ".join(part for part in (row.result, row.why) if part)
+        head, fate = _option(row), f"{row.fate:16}"
+        if len(head) > left - 2:
+            yield "  " + head
+            head = ""
+        begin = f"  {head:{left}}{fate}"
+        yield from textwrap.wrap(
+            text or "", _WIDTH, initial_indent=begin, subsequent_indent=" " * len(begin),
+            break_long_words=False, break_on_hyphens=False,
+        ) or [begin.rstrip()]  # fmt: skip
+
+
+def _option(row: Row) -> str:
+    return f"--{row.option} {row.text}".rstrip()
+
+
+def _foot(done: Translation) -> Iterable[str]:
+    lost = [row for row in done.rows if row.fate == "no counterpart"]
+    for row in lost:
+        yield from _wrapped(f"NOT THE SAME TRAINING: --{row.option} {row.text} has no counterpart. {row.why}", "  ")
+    for text in done.unknown:
+        yield from _wrapped(f"the script alone does not tell what this is: {text} (--var NAME=VALUE)", "  ")
+    if not lost:
+        yield "Every option was understood; nothing is lost."
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+# ---- the tables of docs/migration.md -------------------------------------------------------------------------------
+
+
+def project_tables(project: str, *, whole: bool = True) -> str:
+    """The options of every program of a project as Markdown; not `whole`: those that differ from VideoMAE's.
+
+    Raises RecipeError for an unknown project.
+    """
+    programs = [program for program in PROGRAMS if program.project == project]
+    if not programs:
+        raise RecipeError(f"unknown project {project!r}", expected=", ".join(PROJECTS), fix=f"--table {PROJECTS[0]}")
+    return "\n\n".join(_program_table(program, whole=whole) for program in programs)
+
+
+def _program_table(program: Program, *, whole: bool) -> str:
+    before = None if whole or program.project == _FIRST else _model_of(program)
+    known = {option.name: option for option in before.options} if before else {}
+    shown = [option for option in program.options if known.get(option.name) != option]
+    gone = [name for name in known if program.option(name) is None]
+    title = f"**`{program.file}` of {program.title}**, {len(program.options)} options"
+    if before is not None:
+        title += f": as {before.title}'s `{before.file}`, except"
+        shown_gone = ", ".join(f"`--{name}`" for name in gone)
+        title += f" (it has no {shown_gone})" if gone else ""
+    rows = ["| option | default | | here |", "|---|---|---|---|", *map(_markdown_row, shown)]
+    return f"{title}\n\n" + "\n".join(rows)
+
+
+def _model_of(program: Program) -> Program:
+    """The program that a program is told apart from: simple-tad's copies from its own, all others from VideoMAE's."""
+    own = [other for other in PROGRAMS if other.project == "simple-tad" and other.task == program.task]
+    if own and program.project != "simple-tad" and program.project.startswith("simple-tad"):
+        return own[0]
+    kind = "pretrain" if program.task == "pretrain" else "classify"
+    return next(other for other in PROGRAMS if other.project == _FIRST and other.task == kind)
+
+
+def _markdown_row(option: Option) -> str:
+    default = "" if option.dest or option.kind == "flag" else "none" if option.default in (None, "") else option.default
+    keys = " ".join(f"`{key}`" for key in option.keys)
+    here = f"{keys}: {option.why}" if keys and option.why else keys or option.why
+    return f"| `--{option.name}` | {default} | {option.fate} | {here} |".replace("|  |", "| |")
