@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dsvid.migrate.launcher import Launch
 
+COMMAND_BEHIND_DASHES = True
 PROJECTS = ("videomae", "videomaev2", "action-detection", "simple-tad", "simple-tad-mvd", "simple-tad-umt",
             "simple-tad-internvideo2")  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the subcommand."""
-    parser.add_argument("script", nargs="*", metavar="SCRIPT.sh",
+    parser.usage = "dsvid migrate [options] SCRIPT.sh | -- python run_….py …"
+    parser.add_argument("script", nargs="?", type=Path, metavar="SCRIPT.sh",
                         help="a run script, which is read and never run; or, behind --, a command")  # fmt: skip
     parser.add_argument(
         "--from", dest="project", choices=PROJECTS, default=None, help="the project; default: by its options"
     )
     parser.add_argument("--world", type=int, default=None, metavar="N",
-                        help="processes (GPUs) of the original run, where the script does not tell or is wrong")  # fmt: skip
+                        help="processes (GPUs) of the original run, where the script does not tell")  # fmt: skip
     parser.add_argument("--var", action="append", default=[], metavar="NAME=VALUE",
                         help="value of a variable of the script, as GPUS=8 or 1=0; may be given again")  # fmt: skip
     parser.add_argument("--line", type=int, default=None, metavar="N",
@@ -48,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     from dsvid.publish import publish_text
 
     if args.table:
-        if args.script or args.output:
+        if args.script or args.behind or args.output:
             raise DataError("--table prints a table and reads no script", fix=f"dsvid migrate --table {args.table}")
         print(project_tables(args.table))
         return
@@ -67,17 +69,17 @@ def _launch(args: argparse.Namespace) -> Launch:
     from dsvid.migrate.programs import FILES
     from dsvid.migrate.translation import launch_of_words, launches
 
-    if len(args.script) == 1:
-        found = launches(_text(Path(args.script[0])), _variables(args.var))
-        where = args.script[0]
-    else:
-        found, where = launch_of_words(args.script), "the command"
+    if bool(args.script) == bool(args.behind):
+        raise DataError(
+            "a script and a command" if args.script else "no script and no command", expected="one of them",
+            fix="dsvid migrate SCRIPT.sh",
+        )  # fmt: skip
+    where = args.script or "the command"
+    found = launches(_text(args.script), _variables(args.var)) if args.script else launch_of_words(args.behind)
     if not found:
         raise DataError(
-            f"no known program is started in {where}" if args.script else "no script and no command",
-            expected="a script, or a command behind --, that starts one of " + ", ".join(sorted(FILES)),
-            fix=None if args.script else "dsvid migrate SCRIPT.sh",
-        )  # fmt: skip
+            f"no known program is started in {where}", expected="a start of one of " + ", ".join(sorted(FILES))
+        )
     lines = [launch.line for launch in found]
     if args.line is not None:
         found = [launch for launch in found if launch.line == args.line]

@@ -45,7 +45,7 @@ FINETUNE: tuple[Option, ...] = changed(
         automatic("dist_eval", "flag", False,
                   "tests run on all ranks; there it gives boxes to the wrong clips, and rank 0 alone tests without it"),
         idle("enable_deepspeed", "flag", False, "fails there (no loss scaler); always DeepSpeed here"),
-        becomes("eval", "flag", False, "dsvid eval", "the command is `dsvid eval --split val` then"),
+        becomes("eval", "flag", False, "dsvid-eval", "the command is `dsvid eval --split val` then"),
     ),
 )  # fmt: skip
 

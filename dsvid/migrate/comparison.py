@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -61,6 +62,12 @@ def meaning(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
+@functools.cache
+def _shipped(name: str) -> tuple[Recipe, dict[str, Any]]:
+    recipe = load_recipe(name)
+    return recipe, meaning(recipe)
+
+
 def best_match(recipe: Recipe, program: Program, hint: str) -> Match:
     """The shipped recipe nearest to `recipe` among those of its program (any of its task where there are none).
 
@@ -71,10 +78,9 @@ def best_match(recipe: Recipe, program: Program, hint: str) -> Match:
     candidates = [name for name in names if re.fullmatch(program.recipes, name)]
     ranked = []
     for name in candidates or names:
-        shipped = load_recipe(name)
+        shipped, there = _shipped(name)
         if shipped.task != recipe.task:
             continue
-        there = meaning(shipped)
         differences = {key: wanted[key] for key in wanted if wanted[key] != there[key] and not _OURS.fullmatch(key)}
         if "batch.total" in differences:
             differences |= {"batch.micro": recipe.batch.micro, "batch.micro_limit": recipe.batch.micro_limit}

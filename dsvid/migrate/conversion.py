@@ -72,6 +72,7 @@ def optimizer(args: Args, out: Converted) -> None:
     out.values |= {
         "optim.base_lr": args["lr"],
         "optim.min_lr": args["min_lr"],
+        "optim.warmup_epochs": args["warmup_epochs"],
         "optim.weight_decay": args["weight_decay"],
         "optim.weight_decay_end": None if end == args["weight_decay"] else end,
         "optim.betas": list(betas),
@@ -80,12 +81,13 @@ def optimizer(args: Args, out: Converted) -> None:
     }
     if args["warmup_steps"] > 0:
         out.values["optim.warmup_steps"] = args["warmup_steps"]
-        out.no_effect("warmup_epochs", "--warmup_steps wins")
+        out.no_effect("warmup_epochs", "--warmup_steps wins, here too")
     else:
-        out.values["optim.warmup_epochs"] = args["warmup_epochs"]
         out.no_effect("warmup_steps", "counts where it is above 0")
     scaled = args["lr"] * out.values["batch.total"] / out.values["optim.lr_scale_batch"]
-    out.notes["lr"] = f"× {out.values['batch.total']} / {out.values['optim.lr_scale_batch']} = {scaled:.4g}, as there"
+    out.notes["lr"] = (
+        f"lr × {out.values['batch.total']} / {out.values['optim.lr_scale_batch']} = {scaled:.4g}, there as here"
+    )
 
 
 def run(args: Args, out: Converted) -> None:

@@ -45,8 +45,9 @@ def find_launch(command: Command, files: Collection[str], slurm: Sequence[str] =
         if name in files:
             path = word.replace(".", "/") + ".py" if module else word
             launcher, world, nodes, how = _processes(command.words[:place], slurm)
-            arguments = tuple(each for each in command.words[place + 1 :] if each)
-            return Launch(path, arguments, launcher, world, nodes, how, command.environment, command.line)
+            return Launch(
+                path, command.words[place + 1 :], launcher, world, nodes, how, command.environment, command.line
+            )
     return None
 
 

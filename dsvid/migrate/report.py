@@ -70,12 +70,13 @@ def _table(rows: Sequence[Row]) -> Iterable[str]:
     """Three columns; long texts go on below themselves."""
     left = min(40, max(len(_option(row)) for row in rows)) + 2
     for row in rows:
-        text = " · ".join(part for part in (row.result, row.why) if part)
+        result = "--out, as in the command" if row.option == "output_dir" and row.result else row.result
+        text = " · ".join(part for part in (result, row.why) if part)
         head, fate = _option(row), f"{row.fate:16}"
         if len(head) > left - 2:
             yield "  " + head
             head = ""
-        begin = f"  {head:{left}}{fate}"
+        begin = f"  {head:{left}}{fate} "
         yield from textwrap.wrap(
             text or "", _WIDTH, initial_indent=begin, subsequent_indent=" " * len(begin),
             break_long_words=False, break_on_hyphens=False,
@@ -83,7 +84,9 @@ def _table(rows: Sequence[Row]) -> Iterable[str]:
 
 
 def _option(row: Row) -> str:
-    return f"--{row.option} {row.text}".rstrip()
+    """The option with its value; of a long path the end, since the command above has it whole."""
+    text = row.text if len(row.text) <= 40 else "…" + row.text[-39:]
+    return f"--{row.option} {text}".rstrip()
 
 
 def _foot(done: Translation) -> Iterable[str]:
@@ -139,6 +142,8 @@ def _model_of(program: Program) -> Program:
 
 def _markdown_row(option: Option) -> str:
     default = "" if option.dest or option.kind == "flag" else "none" if option.default in (None, "") else option.default
-    keys = " ".join(f"`{key}`" for key in option.keys)
+    keys = " ".join(f"`{key.replace('dsvid-eval', 'dsvid eval')}`" for key in option.keys)
     here = f"{keys}: {option.why}" if keys and option.why else keys or option.why
-    return f"| `--{option.name}` | {default} | {option.fate} | {here} |".replace("|  |", "| |")
+    spared = option.fate == "no counterpart" and option.kind != "flag"
+    cells = [f"`--{option.name}`", str(default), option.fate + (", save the default" if spared else ""), here]
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |".replace("|  |", "| |")

@@ -96,13 +96,17 @@ def _command(group: Sequence[Token], known: _Variables) -> Command | None:
         return None
     declares = _literal(tokens[0]) in _DECLARING
     assigned: dict[str, list[str]] = {}
+    before = dict(known.values)
     rest = tokens[1:] if declares else tokens
     while rest and (found := _assignment(rest[0], known)) is not None:
         assigned[found[0]] = found[1]
         rest = rest[1:]
+        if not declares:  # `A=1 B=$A` goes from left to right; the words of `export` are filled in first
+            known.values[found[0]] = found[1]
     if declares or not rest:
         known.values.update(assigned)
         return None
+    known.values = before
     words = tuple(word for token in rest for word in _words(token, known))
     return Command(words, {name: " ".join(value) for name, value in assigned.items()}, line) if words else None
 
@@ -132,6 +136,8 @@ def _assignment(token: Token, known: _Variables) -> tuple[str, list[str]] | None
 def _words(token: Token, known: _Variables) -> list[str]:
     """The words that a token becomes: an unquoted variable may hold several, or none."""
     whole = token.pieces[0] if len(token.pieces) == 1 else None
+    if whole is not None and whole.kind == "variable" and whole.text == "@":
+        return []
     if whole is not None and whole.kind == "variable" and whole.word == "[@]":
         values = known.get(whole.text)
         if values is not None:

@@ -154,7 +154,7 @@ def _result(key: str, out: Converted, values: Mapping[str, Any]) -> str:
         return f"--out {shlex.quote(out.out)}" if out.out else "no --out: no run folder is kept"
     if key == "--resume":
         return f"--resume {out.resume}"
-    if key == "dsvid eval":
+    if key == "dsvid-eval":
         return "dsvid eval"
     if key.startswith("ds."):
         return f"{key}={written(out.settings[key[3:]])}" if key[3:] in out.settings else ""

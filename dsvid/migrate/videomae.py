@@ -34,7 +34,7 @@ _MACHINE: tuple[Option, ...] = (
 )
 _FOLDERS: tuple[Option, ...] = (
     becomes("output_dir", "text", "", "--out"),
-    automatic("log_dir", "text", None, "TensorBoard's files are in <out>/tensorboard"),
+    automatic("log_dir", "text", None, "TensorBoard's files are in OUT/tensorboard"),
     automatic("device", "text", "cuda", "a GPU where there is one, else the CPU"),
     becomes("seed", "int", 0, "run.seed", "the numbers drawn are others: a function of (seed, epoch, sample)"),
     missing(
@@ -56,7 +56,7 @@ PRETRAIN: tuple[Option, ...] = (
     becomes("epochs", "int", 800, "run.epochs",
             "801, 1601, … of the release are there to reach the end of 800, 1600, …, whose weights are published"),
     automatic("save_ckpt_freq", "int", 50, "epochs there; here run.save_every, in steps, and the newest run.keep stay"),
-    becomes("model", "text", "pretrain_videomae_base_patch16_224", "model.arch"),
+    becomes("model", "text", "pretrain_videomae_base_patch16_224", "model.arch model.decoder_depth"),
     becomes("decoder_depth", "int", 4, "model.decoder_depth", "0 = the released decoder of the size: S, B 4, L, H 12"),
     missing("mask_type", "text", "tube", "tube masks only; the original cannot build others either",
             choices=("random", "tube")),
@@ -121,7 +121,7 @@ _SAVING: tuple[Option, ...] = (
     automatic("save_ckpt", "flag", True, "on"),
     becomes("no_save_ckpt", "flag", None, "run.save_every", "0: at the end only", dest="save_ckpt", stores=False),
     missing("start_epoch", "int", 0, "the position is in the checkpoint that --resume finds"),
-    becomes("eval", "flag", False, "dsvid eval", "the command is `dsvid eval` then"),
+    becomes("eval", "flag", False, "dsvid-eval", "the command is `dsvid eval` then"),
     automatic("dist_eval", "flag", False, "tests run on all ranks; each video counts once"),
 )
 DEEPSPEED: tuple[Option, ...] = (
@@ -147,7 +147,7 @@ FINETUNE: tuple[Option, ...] = (
     becomes("layer_decay", "float", 0.75, "optim.layer_decay", "1 and more = none"),
     *changed(_WARMUP, defaults={"min_lr": 1e-6, "warmup_epochs": 5}),
     idle("color_jitter", "float", 0.4, "not used: --aa is given"),
-    becomes("num_sample", "int", 2, "data.num_sample batch.total optim.lr_scale_batch",
+    becomes("num_sample", "int", 2, "data.num_sample batch.total batch.micro_limit optim.lr_scale_batch",
             "clips of one decoded video; an epoch shows every video that often"),
     becomes("aa", "text", "rand-m7-n4-mstd0.5-inc1", "data.augment.policy"),
     becomes("smoothing", "float", 0.1, "classify.label_smoothing"),
@@ -309,11 +309,13 @@ _LAUNCHERS = ("torch.distributed.launch",)
 PROGRAMS = (
     Program(
         "videomae", "run_mae_pretraining.py", "VideoMAE", "pretrain", PRETRAIN, convert_pretrain,
-        r"pretrain_videomae_.*", launchers=_LAUNCHERS, models={f"pretrain_videomae_{size}_patch16_224": f"vit_{size}" for size in
+        r"pretrain_videomae_.*", launchers=_LAUNCHERS,
+        models={f"pretrain_videomae_{size}_patch16_224": f"vit_{size}" for size in
                                       ("small", "base", "large", "huge")},
     ),
     Program(
         "videomae", "run_class_finetuning.py", "VideoMAE", "classify", FINETUNE, convert_finetune,
-        r"finetune_videomae_.*", launchers=_LAUNCHERS, models=MODELS, under_deepspeed=(*_JSON, "clip_grad"), extra=DEEPSPEED,
+        r"finetune_videomae_.*", launchers=_LAUNCHERS,
+        models=MODELS, under_deepspeed=(*_JSON, "clip_grad"), extra=DEEPSPEED,
     ),
 )  # fmt: skip

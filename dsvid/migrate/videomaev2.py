@@ -39,7 +39,7 @@ PRETRAIN: tuple[Option, ...] = changed(
         becomes("decoder_mask_ratio", "float", 0.0, "pretrain.decoder_mask_ratio", "0 = the loss on all masked tokens"),
         becomes("finetune", "text", "", "model.init", "encoder and decoder"),
         *_FILES,
-        becomes("num_sample", "int", 1, "data.num_sample batch.total optim.lr_scale_batch",
+        becomes("num_sample", "int", 1, "data.num_sample batch.total batch.micro_limit optim.lr_scale_batch",
                 "clips and masks of one decoded video; 4 in the release; an epoch shows every video that often"),
         idle("train_interpolation", "text", "bicubic", "not used: crops are bilinear",
              choices=("random", "bilinear", "bicubic")),
@@ -63,7 +63,7 @@ FINETUNE: tuple[Option, ...] = changed(
                 "SSV2: a frame from each segment, no flip; others: one stretch, flip 0.5",
                 choices=("Kinetics-400", "Kinetics-600", "Kinetics-700", "SSV2", "UCF101", "HMDB51", "Diving48",
                          "Kinetics-710", "MIT")),
-        becomes("validation", "flag", False, "dsvid eval", "the command is `dsvid eval --split val` then"),
+        becomes("validation", "flag", False, "dsvid-eval", "the command is `dsvid eval --split val` then"),
     ),
 )  # fmt: skip
 _SIZES = {"small_patch16": "small", "base_patch16": "base", "large_patch16": "large", "huge_patch16": "huge",
@@ -110,7 +110,8 @@ PROGRAMS = (
     ),
     Program(
         "videomaev2", "run_class_finetuning.py", "VideoMAE V2", "classify", FINETUNE, convert_finetune,
-        r"finetune_videomaev2_.*", launchers=("srun",), models={f"vit_{name}_224": f"vit_{size}" for name, size in _SIZES.items()},
+        r"finetune_videomaev2_.*", launchers=("srun",),
+        models={f"vit_{name}_224": f"vit_{size}" for name, size in _SIZES.items()},
         under_deepspeed=("opt", "opt_eps", "opt_betas"), extra=videomae.DEEPSPEED,
     ),
 )  # fmt: skip
