@@ -78,8 +78,9 @@ def _launch(args: argparse.Namespace) -> Launch:
     found = launches(_text(args.script), _variables(args.var)) if args.script else launch_of_words(args.behind)
     if not found:
         raise DataError(
-            f"no known program is started in {where}", expected="a start of one of " + ", ".join(sorted(FILES))
-        )
+            f"no known program is started in {where}", expected="a start of one of " + ", ".join(sorted(FILES)),
+            fix=_nearest_program(args),
+        )  # fmt: skip
     lines = [launch.line for launch in found]
     if args.line is not None:
         found = [launch for launch in found if launch.line == args.line]
@@ -89,6 +90,17 @@ def _launch(args: argparse.Namespace) -> Launch:
             expected="--line N of one of them", fix=f"--line {lines[0]}",
         )  # fmt: skip
     return found[0]
+
+
+def _nearest_program(args: argparse.Namespace) -> str | None:
+    """The known program whose name is most like that of one that is started; None where none is alike."""
+    from dsvid.migrate.programs import FILES
+    from dsvid.migrate.shell_words import read_commands
+    from dsvid.recipe import nearest
+
+    commands = [each.words for each in read_commands(_text(args.script))] if args.script else [tuple(args.behind)]
+    names = {Path(word).name for words in commands for word in words if word.endswith(".py")}
+    return next((near for name in sorted(names) if (near := nearest(name, sorted(FILES)))), None)
 
 
 def _text(path: Path) -> str:

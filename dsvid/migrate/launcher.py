@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 from dsvid.migrate.shell_words import Command
 
-_DIRECTIVE = re.compile(r"^#SBATCH\s+(.+?)\s*(?:#.*)?$", re.M)
+_DIRECTIVE = re.compile(r"^#SBATCH[ \t]+(.+?)[ \t]*(?:#.*)?$", re.M)
 _TORCH = {"torchrun", "torch.distributed.launch", "torch.distributed.run"}
 
 

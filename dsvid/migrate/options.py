@@ -100,7 +100,7 @@ class Converted:
     """What a program's values become, filled in step by step.
 
     `values` holds recipe keys, `settings` keys of the DeepSpeed JSON. `fates` overrules an option's fate in this
-    script; `notes` adds to its explanation.
+    script; `notes` takes the place of its explanation. `before` are commands that have to be run once.
     """
 
     program: Program
@@ -109,6 +109,7 @@ class Converted:
     settings: dict[str, Any] = field(default_factory=dict)
     fates: dict[str, tuple[Fate, str]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    before: list[list[str]] = field(default_factory=list)
     resume: str = "auto"
     out: str = ""
     test_only: bool = False

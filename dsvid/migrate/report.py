@@ -20,13 +20,10 @@ _FIRST = "videomae"
 
 def report(done: Translation, recipe_file: Path | None, ds_config: str) -> str:
     """What is printed of one translated command."""
-    parts = [
-        *_head(done),
-        "",
-        *_verdict(done, recipe_file),
-        "",
-        shell_line(command_words(done, recipe_file, ds_config)),
-    ]
+    words = command_words(done, recipe_file, ds_config)
+    parts = [*_head(done), "", *_verdict(done, recipe_file), ""]
+    parts += [f"{shell_line(each)}   # once, before it" for each in done.converted.before]
+    parts += [shell_line(words), *_under_slurm(done, words)]
     for title, rows in (
         ("options of the script", [row for row in done.rows if not row.default]),
         ("defaults of the original that differ from dsvid's", [row for row in done.rows if row.default]),
@@ -44,7 +41,8 @@ def _head(done: Translation) -> Iterable[str]:
         said = ", ".join(f"{key}={written(value)}" for key, value in differs.items()) or "the same recipe"
         yield from _wrapped(f"it fits {other.title} too (--from {other.project}), which would give: {said}", "  ")
     how = launch.how if launch.world == done.converted.world else "--world"
-    yield f"{done.converted.world} processes ({launch.launcher}: {how})"
+    processes = "1 process" if done.converted.world == 1 else f"{done.converted.world} processes"
+    yield f"{processes} ({launch.launcher}: {how})"
     if launch.environment:
         names = " ".join(f"{name}={value}" for name, value in launch.environment.items())
         yield f"set for the command, and no part of a recipe: {names}"
@@ -55,7 +53,9 @@ def _verdict(done: Translation, recipe_file: Path | None) -> Iterable[str]:
     other = {key: value for key, value in match.differences.items() if differs_in_meaning(key, value)}
     about = load_recipe(match.name).about
     if match.same:
-        yield f"It is the shipped recipe {match.name} (published: {about.published}); only places differ."
+        what = "only places differ, and the JSON gets" if done.converted.settings else "only places differ"
+        what += " activation checkpointing" if done.converted.settings else ""
+        yield from _wrapped(f"It is the shipped recipe {match.name} ({what}). Published: {about.published}", "  ")
         if match.alike:
             yield from _wrapped("Equal in every value, for other weights: " + ", ".join(match.alike), "  ")
     else:
@@ -64,6 +64,20 @@ def _verdict(done: Translation, recipe_file: Path | None) -> Iterable[str]:
         yield f"The whole recipe is in {recipe_file}."
     elif not match.same:
         yield "-o FILE.yaml writes the whole recipe."
+
+
+def _under_slurm(done: Translation, words: Sequence[str]) -> Iterable[str]:
+    """The same as a batch job, where the original was one."""
+    launch, world = done.launch, done.converted.world
+    if launch.launcher != "srun" or not launch.nodes or done.converted.test_only or world % launch.nodes:
+        return
+    each = world // launch.nodes
+    recipe = words.index("--recipe") + 1
+    rest = [word for place, word in enumerate(words) if place > recipe]
+    job = [f"--nodes={launch.nodes}", f"--ntasks-per-node={each}", f"--gpus-per-node={each}"]
+    config = words[words.index("--ds_config") : words.index("--ds_config") + 2]
+    yield "# or as a Slurm job:"
+    yield shell_line(["sbatch", *job, "scripts/slurm/train.sh", words[recipe], *config, *rest])
 
 
 def _table(rows: Sequence[Row]) -> Iterable[str]:

@@ -75,7 +75,8 @@ DOUBLE: tuple[Option, ...] = changed(
          becomes("view_fps", "int", 10, "data.view_fps"),
          becomes("num_workers", "int", 10, "data.num_workers", "half of them for either set")),
 )  # fmt: skip
-INDEX = {"BDD100K": "bdd100k.csv", "CAP-DATA": "capdata.csv", "DoTA": "dota.csv", "DADA2K": "dada.csv"}
+# Data set -> its name in `dsvid traffic index`.
+INDEX = {"BDD100K": "bdd100k", "CAP-DATA": "capdata", "DoTA": "dota", "DADA2K": "dada"}
 
 
 def convert_pretrain(args: Mapping[str, Any], out: Converted) -> None:
@@ -86,9 +87,9 @@ def convert_pretrain(args: Mapping[str, Any], out: Converted) -> None:
     if args["data_set"] == "Kinetics-400":
         out.values |= {"data.train": "k700.txt", "data.sampling_rate": args["sampling_rate"]}
         out.no_effect("view_fps aa transforms_finetune_align", "looked at with driving footage only")
-        out.fates["data_path"] = (
-            "automatic", f"dsvid traffic index kinetics {args['data_path']} -o k700.csv --list k700.txt",
-        )  # fmt: skip
+        index = ["dsvid", "traffic", "index", "kinetics", args["data_path"], "-o", "k700.csv", "--list", "k700.txt"]
+        out.before.append(index)
+        out.fates["data_path"] = ("automatic", "data.train=k700.txt is the list that `dsvid traffic index` makes of it")
     else:
         _footage(args, out, ("first", args["data_set"], args["data_path"], args["sampling_rate"], 1))
     _stop(args, out, kinetics=args["data_set"] == "Kinetics-400")
@@ -125,11 +126,12 @@ def _footage(args: Mapping[str, Any], out: Converted, *sources: tuple[str, str, 
                 expected=", ".join(INDEX), fix="dsvid traffic index videos FOLDER -o FILE.csv, and your own recipe",
             )  # fmt: skip
         out.values |= {
-            f"footage.{place}.index": INDEX[name],
+            f"footage.{place}.index": f"{INDEX[name]}.csv",
             f"footage.{place}.root": folder,
             f"footage.{place}.rate": rate,
             f"footage.{place}.share": share,
         }
+        out.before.append(["dsvid", "traffic", "index", INDEX[name], folder, "-o", f"{INDEX[name]}.csv"])
     if args["transforms_finetune_align"]:
         out.values |= {"footage.aligned": True, "data.augment.policy": args["aa"] + _DRIVING}
     else:

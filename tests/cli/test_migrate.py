@@ -76,6 +76,7 @@ def test_a_table(capsys: pytest.CaptureFixture[str]) -> None:
         (["SCRIPT", "--table", "videomae"], "reads no script"),
         (["BINARY"], "not text"),
         (["OTHER"], "no known program is started"),
+        (["--", "python", "run_clas_finetune.py"], "fix:      run_class_finetuning.py"),
         (["TWO"], "starts 2 programs"),
         (["OPEN"], "line 1: ' is opened and never closed"),
         (["--", *COMMAND, "--batchsize", "3"], "--batch_size"),

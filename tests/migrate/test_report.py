@@ -63,7 +63,7 @@ def test_the_report_of_a_released_script_says_all_of_it() -> None:
         "--from videomaev2), which would give: data.test=/data/set/val.csv",
         "64 processes (torch.distributed.launch: --nproc_per_node × --nnodes)",
         "OMP_NUM_THREADS=1",
-        "It is the shipped recipe finetune_videomae_base_k400 (published: top-1 81.5, top-5 95.1)",
+        "It is the shipped recipe finetune_videomae_base_k400 (only places differ). Published: top-1 81.5, top-5 95.1",
         "deepspeed --hostfile hostfiles/8x8 dsvid/train.py --ds_config ds_configs/zero2.json",
         "data.train=/data/set/train.csv",
         "6 × 64 GPUs × --num_sample 2 = 768",
@@ -85,3 +85,27 @@ def test_the_report_says_what_is_lost_and_what_is_not_known() -> None:
     assert "NOT THE SAME TRAINING: --drop 0.1 has no counterpart" in text and "nothing is lost" not in text
     assert "--data_path ${D} (--var NAME=VALUE)" in text
     assert "No shipped recipe is the same" in text and "-o FILE.yaml" in text
+
+
+def told(recipe: str) -> str:
+    (launch,) = launches(next(each for each in RELEASED if each.recipe == recipe).text)
+    return report(translate(launch), None, "ds_configs/zero2.json")
+
+
+def test_a_slurm_job_is_printed_as_one_too() -> None:
+    text = " ".join(told("pretrain_videomaev2_large").replace("\\\n", " ").split())
+    start = "sbatch --nodes=6 --ntasks-per-node=8 --gpus-per-node=8 scripts/slurm/train.sh pretrain_videomaev2_large"
+    assert f"{start} --ds_config ds_configs/zero2.json --out runs/out data.train=/data/set" in text
+    assert "--hostfile HOSTFILE dsvid/train.py" in text, "there is no hostfile of 6 nodes"
+    assert "sbatch" not in told("pretrain_videomae_base_k400")
+
+
+def test_an_index_that_has_to_be_made_is_said() -> None:
+    text = told("pretrain_dapt_bdd_capdata_base")
+    assert "dsvid traffic index bdd100k /data/set -o bdd100k.csv   # once, before it" in text
+    assert "dsvid traffic index capdata /data/CAP-DATA -o capdata.csv" in text
+    assert "dsvid traffic index kinetics /data/set -o k700.csv --list k700.txt" in told("pretrain_dapt_k700_small")
+
+
+def test_activation_checkpointing_is_said() -> None:
+    assert "the JSON gets activation checkpointing" in told("pretrain_videomae_huge_k400")

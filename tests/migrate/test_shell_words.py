@@ -74,5 +74,5 @@ def test_what_is_open_is_an_error_with_its_line(text: str) -> None:
 
 
 def test_slurm_lines() -> None:
-    text = "#!/bin/bash\n#SBATCH --nodes=2 -n 4 # here\n##SBATCH --nodes=9\n# SBATCH -N 7\n#SBATCH --time=1:00\n"
-    assert slurm_words(text) == ["--nodes=2", "-n", "4", "--time=1:00"]
+    text = "#!/bin/bash\n#SBATCH --nodes=2 -n 4 # here\n#SBATCH --mem=0\n##SBATCH --nodes=9\n# SBATCH -N 7\n#SBATCH --time=1:00\n"
+    assert slurm_words(text) == ["--nodes=2", "-n", "4", "--mem=0", "--time=1:00"]
