@@ -175,16 +175,17 @@ def _value(piece: Piece, known: _Variables) -> str:
     values = known.get(piece.text)
     value = None if values is None else " ".join(values)
     if piece.operator in (":+", "+"):
-        return "" if value is None else "".join(_inner(piece.word, known))
+        return "" if value is None else _inner(piece.word, known)
     if piece.operator and (value is None or (not value and piece.operator.startswith(":"))):
-        value = "".join(_inner(piece.word, known))
+        value = _inner(piece.word, known)
         if piece.operator.endswith("="):
             known.values[piece.text] = [value]
     return f"${{{piece.text}}}" if value is None else value
 
 
-def _inner(text: str, known: _Variables) -> list[str]:
-    return [" ".join(_filled(token.pieces, known, split=False)) for token in _tokens(text) if token.pieces]
+def _inner(text: str, known: _Variables) -> str:
+    filled = (_filled(token.pieces, known, split=False) for token in _tokens(text) if token.pieces)
+    return " ".join("".join(words) for words in filled)
 
 
 # ---- characters -> tokens ------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ def words(text: str, **variables: str) -> list[tuple[str, ...]]:
         ("A=(--x 1\n # no\n --y 'p q')\nA+=(--z)\na \"${A[@]}\"", ("a", "--x", "1", "--y", "p q", "--z")),
         ("A=(1 '2 3')\na ${A[@]}", ("a", "1", "2", "3")),
         ("N=${N:-8}; a ${N} ${M:-\"$N x\"} ${M-2} ${N:+yes}", ("a", "8", "8", "x", "2", "yes")),
+        ("a ${N:-d e} \"${N:-d e}\" ${N:-'x  y'}", ("a", "d", "e", "d e", "x", "y")),
         ("N=; a ${N:-1} ${N-2}", ("a", "1")),
         ("a $1 $(b 'c)' $(d)) `e f` $((1 + (2)))", ("a", "${1}", "$(b 'c)' $(d))", "`e f`", "$((1 + (2)))")),
         ("a $@ ${@:2} \"$@\" ${B:0:2}", ("a", "${B:0:2}")),
@@ -74,5 +75,6 @@ def test_what_is_open_is_an_error_with_its_line(text: str) -> None:
 
 
 def test_slurm_lines() -> None:
-    text = "#!/bin/bash\n#SBATCH --nodes=2 -n 4 # here\n#SBATCH --mem=0\n##SBATCH --nodes=9\n# SBATCH -N 7\n#SBATCH --time=1:00\n"
+    text = "#!/bin/bash\n#SBATCH --nodes=2 -n 4 # here\n#SBATCH --mem=0\n"
+    text += "##SBATCH --nodes=9\n# SBATCH -N 7\n#SBATCH --time=1:00\n"
     assert slurm_words(text) == ["--nodes=2", "-n", "4", "--mem=0", "--time=1:00"]

@@ -240,6 +240,7 @@ def test_epochs_of_pretraining() -> None:
     assert epochs("videomae", "--epochs 801") == (800, 0)
     assert epochs("videomae", "--epochs 800") == (800, 0)
     assert epochs("videomae", "--epochs 51") == (51, 0)
+    assert epochs("videomae", "--epochs 211") == (211, 0)
     assert epochs("videomaev2", "--epochs 801") == (801, 0)
     assert epochs("simple-tad", "--epochs 20 --warmup_epochs 1 --data_set BDD100K") == (20, 12)
     assert epochs("simple-tad", "--epochs 40 --warmup_epochs 1 --data_set BDD100K") == (40, 12)
@@ -283,6 +284,31 @@ def test_a_script_of_ones_own_is_told_from_the_nearest_recipe() -> None:
     here, there = flat(recipe), flat(done.recipe)
     assert {key for key in here if here[key] != there[key] and not OWN.fullmatch(key)} == set()
     assert resolve_schedule(recipe, world=4, videos=1000).batch_total == 8 * 4 * 2
+
+
+SAME = "--seed 3", "--num_workers 2", "--data_path other", "--finetune other.pth", "--momentum 0.5", "--warmup_lr 1"
+OTHER = tuple(
+    f"--{flag}"
+    for flag in (
+        "lr 6e-4", "min_lr 1e-5", "weight_decay 0.1", "warmup_epochs 4", "layer_decay 0.8", "drop_path 0.2",
+        "epochs 76", "batch_size 7", "num_sample 1", "num_frames 8", "mixup 0", "test_num_crop 1", "nb_classes 10",
+        "model_ema", "aa rand-m9-n2-mstd0.5-inc1", "smoothing 0", "tubelet_size 1",
+    )
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", [*SAME, *OTHER])
+def test_only_places_leave_a_recipe_the_shipped_one(flag: str) -> None:
+    text = next(each for each in RELEASED if each.recipe == "finetune_videomae_base_k400").text
+    done = translated(text.rstrip().rstrip("\\") + f" {flag}\n")
+    assert done.match.same == (flag in SAME)
+    assert done.match.name == "finetune_videomae_base_k400"
+
+
+def test_the_folder_of_ava_stands_in_the_original_s_code() -> None:
+    done = of("action-detection", "--data_set ava")
+    assert done.recipe.data.root == "data/AVA"
+    assert "data.root=data/AVA" in command_words(done, None, "x.json")
 
 
 def test_tests_become_dsvid_eval() -> None:
