@@ -110,7 +110,7 @@ def _foot(done: Translation) -> Iterable[str]:
     for text in done.unknown:
         yield from _wrapped(f"the script alone does not tell what this is: {text} (--var NAME=VALUE)", "  ")
     if not lost:
-        yield "Every option was understood; nothing is lost."
+        yield "Every option has a counterpart, or needs none."
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

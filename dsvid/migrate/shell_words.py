@@ -14,6 +14,7 @@ from typing import NoReturn
 from dsvid.errors import DataError
 
 MAX_SCRIPT_BYTES = 1 << 20
+MAX_DEPTH = 50  # of brackets in brackets
 _OPERATORS = ("&&", "||", ";;", ";", "|", "&", "(", ")", "\n")
 _RESERVED = {"if", "then", "else", "elif", "fi", "do", "done", "while", "until", "!", "time", "exec", "{", "}"}
 _DECLARING = {"export", "declare", "local", "readonly", "typeset"}
@@ -65,7 +66,8 @@ class _Variables:
 def read_commands(text: str, variables: Mapping[str, str] | None = None) -> list[Command]:
     """Every simple command of a script in order; `variables` win over what the script assigns.
 
-    Conditions and loops are read as if each of their lines ran once. Raises DataError for an open quote or bracket.
+    Conditions and loops are read as if each of their lines ran once. Raises DataError for an open quote or bracket, and
+    for variables that grow or nest without end.
     """
     known = _Variables(dict(variables or {}))
     commands: list[Command] = []
@@ -130,6 +132,8 @@ def _assignment(token: Token, known: _Variables) -> tuple[str, list[str]] | None
     if plus:
         old = known.get(name) or []
         value = [*old, *value] if token.items is not None else ["".join([*old, *value])]
+    if sum(map(len, value)) > MAX_SCRIPT_BYTES:
+        raise DataError(f"line {token.line}: variable {name} grows beyond 1 MB")
     return name, value
 
 
@@ -355,6 +359,8 @@ class _Reader:
                 quote = char
             elif char in (left, right):
                 depth += 1 if char == left else -1
+                if depth > MAX_DEPTH:
+                    raise DataError(f"line {self.line}: {left} is nested too deep", expected=f"{MAX_DEPTH} or fewer")
             self._skip(1)
             if char == right and depth == 0 and not quote:
                 return self.text[start : self.at]

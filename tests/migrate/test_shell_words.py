@@ -74,6 +74,19 @@ def test_what_is_open_is_an_error_with_its_line(text: str) -> None:
         words(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("A=xxxx\n" + "A=$A$A\n" * 60 + "a $A", r"line \d+: variable A grows beyond 1 MB"),
+        ("A=(x y)\n" + 'A+=("${A[@]}")\n' * 60, "variable A grows"),
+        ("a " + "${A:-" * 4000 + "}" * 4000, "nested too deep"),
+    ],
+)
+def test_variables_that_grow_or_nest_without_end_are_an_error(text: str, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        words(text)
+
+
 def test_slurm_lines() -> None:
     text = "#!/bin/bash\n#SBATCH --nodes=2 -n 4 # here\n#SBATCH --mem=0\n"
     text += "##SBATCH --nodes=9\n# SBATCH -N 7\n#SBATCH --time=1:00\n"
