@@ -55,6 +55,8 @@ def _verdict(done: Translation, recipe_file: Path | None) -> Iterable[str]:
     if match.same:
         what = "only places differ, and the JSON gets" if done.converted.settings else "only places differ"
         what += " activation checkpointing" if done.converted.settings else ""
+        lost = sum(row.fate == "no counterpart" for row in done.rows)
+        what += f"; NOT converted: {lost} options, named at the end" if lost else ""
         yield from _wrapped(f"It is the shipped recipe {match.name} ({what}). Published: {about.published}", "  ")
         if match.alike:
             yield from _wrapped("Equal in every value, for other weights: " + ", ".join(match.alike), "  ")

@@ -112,3 +112,11 @@ def test_an_index_that_has_to_be_made_is_said() -> None:
 
 def test_activation_checkpointing_is_said() -> None:
     assert "the JSON gets activation checkpointing" in told("pretrain_videomae_huge_k400")
+
+
+def test_a_shipped_recipe_with_an_option_that_is_lost_does_not_sound_the_same() -> None:
+    text = next(each for each in RELEASED if each.recipe == "finetune_videomae_base_k400").text
+    (launch,) = launches(text.rstrip().rstrip("\\") + " --remode rand\n")
+    shown = " ".join(report(translate(launch), None, "x.json").split())
+    assert "finetune_videomae_base_k400 (only places differ; NOT converted: 1 options, named at the end)" in shown
+    assert "NOT THE SAME TRAINING: --remode rand" in shown
