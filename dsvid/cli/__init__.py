@@ -14,6 +14,7 @@ from dsvid.errors import DsvidError
 # name -> (module, one line of help); the line stands here so that `dsvid --help` imports nothing.
 COMMANDS = {
     "recipes": ("recipes", "list the shipped recipes, or print one resolved"),
+    "migrate": ("migrate", "a run script of VideoMAE, VideoMAE V2, its action detection or simple-tad -> our command"),
     "env": ("env", "versions, devices, backends; what is missing and its cure"),
     "demo": ("demo", "pre-train, fine-tune and test on generated clips, in minutes on two cores"),
     "launch": ("launch", "start deepspeed or torchrun under a supervisor: hosts checked first, saved at every signal"),
@@ -67,12 +68,17 @@ def parse(words: list[str]) -> tuple[str, argparse.Namespace]:
     parser = argparse.ArgumentParser(
         prog=f"dsvid {name}", description=text[0].upper() + text[1:] + ".", allow_abbrev=False
     )
-    importlib.import_module(f"dsvid.cli.{module}").add_arguments(parser)
+    command = importlib.import_module(f"dsvid.cli.{module}")
+    command.add_arguments(parser)
+    behind: list[str] = []
+    if getattr(command, "COMMAND_BEHIND_DASHES", False) and "--" in rest:
+        # argparse would look for the options of that other command in ours.
+        rest, behind = rest[: rest.index("--")], rest[rest.index("--") + 1 :]
     try:
         args = parser.parse_intermixed_args(rest)
     except TypeError:  # the command has subcommands of its own
         args = parser.parse_args(rest)
-    args.command = name
+    args.command, args.behind = name, behind
     return name, args
 
 
