@@ -150,6 +150,11 @@ LIGHT = [
     "dsvid.slurm",
     "dsvid.cli.launch",
     "dsvid.cli.slurm",
+    "dsvid.checkpoint_files",
+    "dsvid.lock_owner",
+    "dsvid.report.standing",
+    "dsvid.report.page",
+    "dsvid.report.comparison_page",
     "dsvid.cli",
     "dsvid",
 ]

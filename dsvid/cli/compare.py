@@ -25,9 +25,10 @@ def run(args: argparse.Namespace) -> None:
 
     found = compare([read_run(folder) for folder in args.runs])
     page = comparison_page(found) if args.out is not None else ""
+    out = publish_page(args.out, page) if args.out is not None else None  # first: a reader may close the pipe early
     print("\n".join(comparison_lines(found)))
     for letter, one in zip(found.letters, found.runs, strict=True):
         for damaged in one.damage:
             print(plain(f"not read in {letter}: {damaged.file} {damaged.what}"))
-    if args.out is not None:
-        print(f"\n{publish_page(args.out, page)}: {len(page) / 1e6:.2f} MB, one file that needs no other")
+    if out is not None:
+        print(f"\n{out}: {len(page) / 1e6:.2f} MB, one file that needs no other")

@@ -121,7 +121,8 @@ def speed_ratio(comparison: Comparison, other: int) -> tuple[float, float, float
 def scores(comparison: Comparison) -> list[tuple[str, str, list[float | None]]]:
     """(score, where, the number of every run): validations at steps that all have, the last few, and final tests."""
     found: list[tuple[str, str, list[float | None]]] = []
-    for name, words in SCORES.items():
+    for name, (title, unit) in SCORES.items():
+        words = f"{title}, {unit}" if unit else title
         tables = [
             {int(one["step"]): value for one in validations(run) if (value := number(one.get(name))) is not None}
             for run in comparison.runs

@@ -123,7 +123,7 @@ def comparison_page(comparison: Comparison) -> str:
     ]
     body = [
         sentences(compared(comparison)),
-        table("Runs", ("", "Folder", "State", "Step"), rows),
+        table("Runs", ("Run", "Folder", "State", "Step"), rows),
         *_damage(comparison),
         tag("h2", "Curves"),
         tag("div", joined(draw(chart) for chart in _charts(comparison, names)), class_="charts"),
@@ -150,14 +150,13 @@ def _charts(comparison: Comparison, names: Sequence[str]) -> list[Chart]:
         ("clips_per_s", "Throughput", "clips/s", True),
     ]  # fmt: skip
     charts = [_chart(comparison, names, *kind) for kind in kinds]
-    for name, words in SCORES.items():
+    for name, (title, unit) in SCORES.items():
         rows = [validations(run) for run in comparison.runs]
         curves = [
             curve(label, [float(one["step"]) for one in own], [number(one.get(name)) for one in own], at, smooth=False)
             for at, (label, own) in enumerate(zip(names, rows, strict=True))
         ]
         if any(one.line for one in curves):
-            title, _, unit = words.partition(", ")
             charts.append(Chart(f"chart-{name}", f"Validation {title}", curves, unit))
     return charts
 

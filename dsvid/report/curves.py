@@ -12,17 +12,21 @@ from dataclasses import dataclass, field
 
 from dsvid.report.markup import Markup, bullets, joined, tag
 from dsvid.report.series import Points, axis_range, log_helps, points, smoothed, smoothing_window, thinned, ticks
-from dsvid.report.words import counted, short, tick
+from dsvid.report.words import counted, short, tick, times
 
 WIDTH, HEIGHT = 1000, 400  # units of the drawing; it is stretched to its place
-FEW = 20  # points below which no mean is drawn, and each point is shown
+FEW = 20  # points below which no median is drawn, and each point is shown
 LABEL_ROOM = 0.045  # share of the width that the letter of a mark needs
+MOST_TOLD = 8  # letters in a legend
 DASHES = ("", "7 4", "2 4", "10 4 2 4", "1 3", "14 5")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A named row of points; `place` chooses colour and dashes. `smooth`: a mean is drawn over the thin raw line."""
+    """A named row of points; `place` chooses colour and dashes.
+
+    `smooth`: the running median is drawn over the thin raw line.
+    """
 
     name: str
     line: Points
@@ -41,7 +45,10 @@ class Mark:
 
 @dataclass(frozen=True)
 class Chart:
-    """What is drawn: curves over a common x axis. `levels`: (height, words); `band`: (x, low, high) at some x."""
+    """What is drawn: curves over a common x axis. `levels`: (height, words); `band`: (x, low, high) at some x.
+
+    `linear`: never a logarithmic axis. `tell_marks`: the legend says what the marks are; one chart of a page is enough.
+    """
 
     key: str
     title: str
@@ -53,7 +60,9 @@ class Chart:
     band_words: str = ""
     marks: Sequence[Mark] = ()
     from_zero: bool = False
+    linear: bool = False
     wide: bool = False
+    tell_marks: bool = False
     notes: Sequence[str] = field(default=())
 
 
@@ -105,14 +114,12 @@ def _scale(chart: Chart, drawn: Sequence[Curve]) -> _Scale:
     xs = [x for one in drawn for x, _ in one.line]
     ys = [y for one in drawn for _, y in one.line]
     near = [height for height, _ in chart.levels if 0.5 * min(ys) <= height <= 1.5 * max(ys)]
-    log = log_helps(ys) and not chart.from_zero
+    log = log_helps(ys) and not (chart.from_zero or chart.linear)
     low, high = axis_range([*ys, *near], log=log)
     if chart.from_zero:
         low, high = 0.0, max(high, *(1.15 * height for height, _ in chart.levels)) if chart.levels else high
-    x_low, x_high = min(xs), max(xs)
-    if x_low == x_high:
-        x_low, x_high = x_low - 1, x_high + 1
-    return _Scale(x_low, x_high, low, high, log)
+    room = 0.012 * (max(xs) - min(xs)) or 1.0  # a point at the end is seen whole
+    return _Scale(min(xs) - room, max(xs) + room, low, high, log)
 
 
 # ---- the drawing ---------------------------------------------------------------------------------------------------
@@ -172,10 +179,10 @@ def _paths(one: Curve, scale: _Scale) -> list[str]:
         dots = "".join(f"M{scale.place(x, y)}h0" for x, y in thin) if len(clear) < FEW else ""
         shown = [f'<path class="line {colour}"{dash} d="{_way(thin, scale)}"/>']
         return [*shown, f'<path class="dots {colour}" d="{dots}"/>'] if dots else shown
-    mean = thinned(smoothed(clear, smoothing_window(len(clear))))
+    middle = thinned(smoothed(clear, smoothing_window(len(clear))))
     return [
         f'<path class="raw {colour}" d="{_way(thinned(clear), scale)}"/>',
-        f'<path class="line {colour}"{dash} d="{_way(mean, scale)}"/>',
+        f'<path class="line {colour}"{dash} d="{_way(middle, scale)}"/>',
     ]
 
 
@@ -188,9 +195,12 @@ def _way(line: Points, scale: _Scale) -> str:
 
 def _axis_texts(scale: _Scale, x_name: str) -> list[Markup]:
     ys = ticks(scale.y_low, scale.y_high, log=scale.log)
-    xs = [x for x in ticks(scale.x_low, scale.x_high, most=4) if x == int(x)]
-    texts = [tag("span", tick(y), class_="y", style=f"bottom:{100 * scale.up(y):.2f}%") for y in ys]
-    texts += [tag("span", tick(x), class_="x", style=f"left:{100 * scale.across(x):.2f}%") for x in xs]
+    xs = [x for x in ticks(scale.x_low, scale.x_high, most=4) if x == int(x) and x >= 0]
+    texts = [
+        tag("span", tick(y, y if scale.log else scale.y_high), class_="y", style=f"bottom:{100 * scale.up(y):.2f}%")
+        for y in ys
+    ]
+    texts += [tag("span", tick(x, scale.x_high), class_="x", style=f"left:{100 * scale.across(x):.2f}%") for x in xs]
     return [*texts, tag("span", x_name, class_="x-name")]
 
 
@@ -232,11 +242,11 @@ def _legend(chart: Chart, drawn: Sequence[Curve], scale: _Scale) -> Markup:
     ]
     if chart.band:
         items.append(joined([_swatch("band"), tag("span", chart.band_words)]))
-    items += [joined([_swatch("mark"), tag("span", words)]) for words in _told_marks(chart, scale)]
+    items += [joined([_swatch("mark"), tag("span", words)]) for words in _told_marks(chart, scale) if chart.tell_marks]
     notes = list(chart.notes)
     if smooth:
         windows = sorted({smoothing_window(len(one.line)) for one in smooth})
-        notes.insert(0, f"Thin: every line. Thick: mean of {' or '.join(map(str, windows))} lines.")
+        notes.insert(0, f"Thin: every line. Thick: median of {' or '.join(map(str, windows))} lines.")
     if scale.log:
         notes.append("Logarithmic axis.")
     notes += _outside(drawn, scale)
@@ -246,9 +256,16 @@ def _legend(chart: Chart, drawn: Sequence[Curve], scale: _Scale) -> Markup:
 
 
 def _told_marks(chart: Chart, scale: _Scale) -> list[str]:
-    there = [mark for mark in chart.marks if 0 <= scale.across(mark.x) <= 1]
-    told = [f"{mark.letter}: {mark.words}" for mark in there[:6]]
-    return told if len(there) <= 6 else [*told, f"and {len(there) - 6} more, listed below"]
+    """What the letters mean, a line a letter."""
+    groups: dict[str, list[Mark]] = {}
+    for mark in sorted(chart.marks, key=lambda one: one.x):
+        if 0 <= scale.across(mark.x) <= 1:
+            groups.setdefault(mark.letter, []).append(mark)
+    told = []
+    for letter, group in groups.items():
+        more = f", and {times(len(group) - 1)} more, the last at {short(group[-1].x, 9)}" if len(group) > 1 else ""
+        told.append(f"{letter}: {group[0].words}{more}")
+    return told if len(told) <= MOST_TOLD else [*told[:MOST_TOLD], f"and {len(told) - MOST_TOLD} more, listed below"]
 
 
 def _outside(drawn: Sequence[Curve], scale: _Scale) -> list[str]:

@@ -61,6 +61,8 @@ def records(folder: Path) -> list[tuple[str, str]]:
     """(level, text) of the last lines of rank 0's log, the oldest first."""
     text = last_text(folder / "logs" / "rank-00000.log")
     heads = list(RECORD.finditer(text))
+    if not heads:
+        return []
     ends = [head.start() for head in heads[1:]] + [len(text)]
     return [(head[1], text[head.end() : end].rstrip()) for head, end in zip(heads, ends, strict=True)]
 

@@ -48,6 +48,12 @@ def table(caption: str, head: Sequence[Any], rows: Iterable[Sequence[Any]], **at
     return tag("table", joined(parts), **attributes)
 
 
+def prose(words: str) -> Markup:
+    """A text in which what stands between backticks is code."""
+    pieces = words.split("`")
+    return Markup("".join(tag("code", piece) if at % 2 else text(piece) for at, piece in enumerate(pieces)))
+
+
 def folded(summary: Any, content: Any) -> Markup:
     """Content that opens where its summary is chosen."""
     return tag("details", joined([tag("summary", summary), text(content)]))

@@ -116,7 +116,7 @@ def _figures(run: Run) -> list[Markup]:
         ("Peak memory", f"{short(rows.last('mem_gb'), 3)} GB"),
         ("MFU", percent(speed.mfu) if speed.mfu is not None else "not known"),
         ("Time in steps", duration(_seconds_in_steps(run))),
-        *([("Time left", duration(left))] if left and state_of(run) != "finished" else []),
+        *([("Time left", duration(left))] if left and state_of(run) == "running" else []),
     ]
     pairs = joined(tag("div", joined([tag("dt", name), tag("dd", value)])) for name, value in items)
     return [tag("dl", pairs, class_="figures")]

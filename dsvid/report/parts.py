@@ -9,13 +9,13 @@ from typing import Any
 from dsvid.recipe import Recipe, dump_yaml
 from dsvid.report.advice import next_commands
 from dsvid.report.lines import Damage, number
-from dsvid.report.markup import Markup, bullets, commands, folded, joined, picture, table, tag
+from dsvid.report.markup import Markup, bullets, commands, folded, joined, picture, prose, table, tag
 from dsvid.report.reading import Run
 from dsvid.report.run_charts import EVENTS
 from dsvid.report.series import equal_steps
 from dsvid.report.settings import Difference, differences, recipe_keys, recipe_name, shipped
 from dsvid.report.verdict import SCORES, WAIT_LIMIT, speed_of
-from dsvid.report.words import counted, one_line, percent, plain, short, size
+from dsvid.report.words import clock, counted, one_line, percent, plain, short, size
 
 MOST_ROWS = 20
 MOST_PICTURES = 2  # reconstructions; a test's pictures come on top of them
@@ -61,12 +61,12 @@ def evaluations(run: Run) -> list[Markup]:
     head = (
         "Step",
         "List",
-        *(SCORES[name] for name in names),
+        *(", ".join(filter(None, SCORES[name])) for name in names),
         *(["Of"] if rows and len(rows[0]) > len(names) + 2 else []),
     )
-    shown = table("Evaluations", head, rows)
+    shown = table("Evaluations", head, rows, class_="counted")
     published = run.recipe.about.published if run.recipe is not None else ""
-    note = [tag("p", f"Published with this recipe: {published}", class_="quiet")] if published else []
+    note = [tag("p", prose(f"Published with this recipe: {published}"), class_="quiet")] if published else []
     return [folded("Evaluations as numbers", shown), *note]
 
 
@@ -81,7 +81,12 @@ def what_to_turn(run: Run) -> Markup:
     lead = "Reading limits this run. What to turn, in this order:" if reading else "Reading does not limit this run."
     source = "From “What limits your run, and what to turn” in dsvid's docs/performance.md."
     return joined(
-        [tag("p", told), tag("p", lead), bullets(READING if reading else COMPUTING), tag("p", source, class_="quiet")]
+        [
+            tag("p", told),
+            tag("p", lead),
+            bullets(map(prose, READING if reading else COMPUTING)),
+            tag("p", source, class_="quiet"),
+        ]
     )
 
 
@@ -101,7 +106,11 @@ def _events(run: Run) -> list[Markup]:
     caption = f"Events, {counted(len(run.events), 'line')} in events.jsonl"
     if len(shown) < len(run.events):
         caption += f"; the last {len(shown)} of them"
-    return [table(caption, ("Step", "What happened", "More"), [(a, one_line(b, 100), c) for a, b, c in rows])]
+    return [
+        table(
+            caption, ("Step", "What happened", "More"), [(a, one_line(b, 100), c) for a, b, c in rows], class_="counted"
+        )
+    ]
 
 
 def _letter(event: dict[str, Any]) -> str:
@@ -146,9 +155,13 @@ def _starts(run: Run) -> list[Markup]:
     if len(run.starts) < 2:
         return []
     starts = list(enumerate(run.starts))[-MOST_ROWS:]
-    rows = [(f"R{at}" if at else "first", f"{one.step:,}", one.time, one_line(one.host, 40), str(one.world or "–"))
-            for at, one in starts]  # fmt: skip
-    return [table(f"Starts: {len(run.starts)}", ("Start", "From step", "Time", "Host", "Ranks"), rows)]
+    rows = [
+        (f"R{at}" if at else "first", f"{one.step:,}", clock(one.time), one_line(one.host, 40), str(one.world or "–"))
+        for at, one in starts
+    ]
+    return [
+        table(f"Starts: {len(run.starts)}", ("Start", "From step", "Time", "Host", "Ranks"), rows, class_="counted")
+    ]
 
 
 # ---- samples -------------------------------------------------------------------------------------------------------
@@ -222,7 +235,7 @@ def _recipe_settings(run: Run, recipe: Recipe) -> list[Markup]:
     if recipe.about.source:
         found.append(tag("p", f"Source of the recipe: {recipe.about.source}", class_="quiet"))
     if recipe.about.note:
-        found.append(tag("p", f"Its own note: {recipe.about.note}", class_="quiet"))
+        found.append(tag("p", prose(f"Its own note: {recipe.about.note}"), class_="quiet"))
     own = differences(ours, recipe_keys(Recipe()))
     found.append(folded(f"What differs from the defaults: {counted(len(own), 'key')}", _table("Keys", own, "Default")))
     text = dump_yaml(recipe)

@@ -63,8 +63,8 @@ def chance(recipe: Recipe, metric: str) -> Level | None:
     classes = recipe.model.num_classes
     if recipe.task == "classify" and metric in ("top1", "mean_class", "top5") and classes > 1:
         share = min(1.0, (5 if metric == "top5" else 1) / classes)
-        return Level(100 * share, f"guessing among {classes} classes: {100 * share:.3g} %")
-    return Level(0.5, "guessing: 0.5") if metric == "auroc" else None
+        return Level(100 * share, f"what guessing among {classes} classes gives")
+    return Level(0.5, "what guessing gives") if metric == "auroc" else None
 
 
 def band_of(recipe: Recipe, argv: tuple[str, ...]) -> tuple[Band | None, str]:

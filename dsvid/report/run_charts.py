@@ -9,6 +9,7 @@ from dsvid.report.lines import Row, number, whole
 from dsvid.report.reading import Run
 from dsvid.report.reference import band_of, chance, loss_levels
 from dsvid.report.verdict import SCORES, WAIT_LIMIT
+from dsvid.report.words import clock
 
 # kind of an event -> (its letter, what is said of it)
 EVENTS = {
@@ -23,7 +24,7 @@ AVERAGE = "ema_"  # in front of the scores of averaged weights
 def marks(run: Run, kinds: Sequence[str] | None = None) -> list[Mark]:
     """Starts that went on from a step, and events of some kinds (all without `kinds`)."""
     found = [
-        Mark(start.step, f"R{number}", f"started again at step {start.step:,}, {start.time}")
+        Mark(start.step, f"R{number}", f"started again at step {start.step:,}, {clock(start.time)}")
         for number, start in enumerate(run.starts[1:], 1)
     ]
     for event in run.events:
@@ -41,7 +42,7 @@ def learning_charts(run: Run) -> list[Chart]:
     return [
         _loss_chart(run, xs),
         Chart("chart-lr", "Learning rate", [curve("learning rate", xs, rows["lr"], smooth=False)], marks=marks(run, ()),
-              notes=["The highest of all parameter groups."]),
+              linear=True, notes=["The highest of all parameter groups."]),
         Chart("chart-grad", "Gradient norm", [curve("gradient norm", xs, rows["grad_norm"])], marks=marks(run)),
         *_score_charts(run),
     ]  # fmt: skip
@@ -62,6 +63,7 @@ def _loss_chart(run: Run, xs: list[float]) -> Chart:
         marks=marks(run),
         notes=[why] if why else [],
         wide=True,
+        tell_marks=True,
     )
 
 
@@ -69,7 +71,7 @@ def _score_charts(run: Run) -> list[Chart]:
     charts = []
     rows = validations(run)
     xs = [float(one["step"]) for one in rows]
-    for name, words in SCORES.items():
+    for name, (title, unit) in SCORES.items():
         curves = [
             curve(label, xs, [number(one.get(key)) for one in rows], place, smooth=False)
             for place, (key, label) in enumerate(((name, "weights"), (AVERAGE + name, "their moving average")))
@@ -77,7 +79,6 @@ def _score_charts(run: Run) -> list[Chart]:
         if not any(one.line for one in curves):
             continue
         level = chance(run.recipe, name) if run.recipe is not None else None
-        title, _, unit = words.partition(", ")
         charts.append(
             Chart(f"chart-{name}", f"Validation {title}", curves, unit, marks=marks(run, ()),
                   levels=[(level.value, level.words)] if level is not None else [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -38,9 +39,9 @@ def points(xs: Sequence[float], ys: Numbers) -> Points:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which a share of the values lies, by the nearest rank. `values` must not be empty."""
+    """The value that a share of the values does not exceed, one of them. `values` must not be empty."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    return ordered[int(share * (len(ordered) - 1))]
 
 
 def median(values: Sequence[float]) -> float | None:
@@ -49,18 +50,30 @@ def median(values: Sequence[float]) -> float | None:
 
 
 def smoothing_window(count: int) -> int:
-    """An odd number of points to take the mean of: about a fortieth of all, at least 5."""
+    """An odd number of points to take the median of: about a fortieth of all, at least 5."""
     return max(5, count // 40) | 1
 
 
 def smoothed(line: Points, window: int) -> Points:
-    """Each y replaced by the mean of `window` points around it; at the ends of those that are there."""
-    sums = [0.0]
-    for _, y in line:
-        sums.append(sums[-1] + y)
-    half, count = window // 2, len(line)
-    ends = [(max(0, at - half), min(count, at + half + 1)) for at in range(count)]
-    return [(x, (sums[high] - sums[low]) / (high - low)) for (x, _), (low, high) in zip(line, ends, strict=True)]
+    """Each y replaced by the median of `window` points around it, which no single spike moves.
+
+    Towards the ends there are as many points before as behind, so that a steep start is not flattened; at the very
+    ends an eighth of the window.
+    """
+    count, half = len(line), window // 2
+    found: Points = []
+    inside: list[float] = []
+    low = high = 0
+    for at, (x, _) in enumerate(line):
+        reach = max(min(half, at, count - 1 - at), half // 4)
+        while high < min(count, at + reach + 1):
+            insort(inside, line[high][1])
+            high += 1
+        while low < at - reach:
+            del inside[bisect_left(inside, line[low][1])]
+            low += 1
+        found.append((x, inside[len(inside) // 2]))
+    return found
 
 
 def thinned(line: Points, most: int = MOST_POINTS) -> Points:
@@ -115,7 +128,7 @@ def axis_range(values: Sequence[float], *, log: bool) -> tuple[float, float]:
     if len(values) >= 50 and not log:
         inner = quantile(values, 0.01), quantile(values, 0.99)
         room = max(inner[1] - inner[0], 1e-12 * abs(inner[1]))
-        low, high = max(low, inner[0] - 2 * room), min(high, inner[1] + 2 * room)
+        low, high = max(low, inner[0] - 0.5 * room), min(high, inner[1] + 0.5 * room)
     if log:
         return low / 1.15, high * 1.15
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0

@@ -8,7 +8,7 @@ from typing import Any
 from dsvid.report.ending import records
 from dsvid.report.reading import Run, read_run
 from dsvid.report.verdict import TITLES, WAIT_LIMIT, Speed, seconds_left, speed_of, state_of, state_sentence
-from dsvid.report.words import counted, duration, one_line, percent, plain, short, size
+from dsvid.report.words import counted, duration, one_line, percent, plain, short, size, times
 
 LOG_LINES = 3
 
@@ -137,5 +137,5 @@ def _faults(facts: dict[str, Any]) -> str:
     if facts["bad_clips"]["lines"]:
         told.append(f"{counted(facts['bad_clips']['files'], 'video')} could not be read")
     if facts["starts"] > 1:
-        told.append(f"started again {counted(facts['starts'] - 1, 'time')}")
+        told.append(f"started again {times(facts['starts'] - 1)}")
     return ", ".join(told) or "none recorded"

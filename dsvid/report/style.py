@@ -74,6 +74,7 @@ caption{text-align:left;padding:.3rem 0;font-size:.9rem}
 th,td{text-align:left;vertical-align:top;padding:.32rem .6rem .32rem 0;border-bottom:1px solid var(--edge)}
 thead th{font-weight:600;color:var(--quiet)}
 tbody th{font-weight:500}
+.counted tbody th{white-space:nowrap}
 .numbers th+th,.numbers td{text-align:right}
 details{margin:.6rem 0;border:1px solid var(--edge);border-radius:.5rem;background:var(--card);padding:0 1rem}
 summary{cursor:pointer;padding:.65rem 0;font-weight:600}

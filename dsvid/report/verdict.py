@@ -8,19 +8,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from dsvid.report.lines import number
 from dsvid.report.reading import Run
-from dsvid.report.reference import loss_levels
+from dsvid.report.reference import chance, loss_levels
 from dsvid.report.series import known, median, trend
-from dsvid.report.words import counted, duration, one_line, percent, short
+from dsvid.report.words import counted, duration, one_line, percent, short, times
 
 Tone = Literal["good", "attention", "bad", "plain"]
 State = Literal["running", "finished", "stopped", "failed", "ended", "not started"]
 WAIT_LIMIT = 0.05  # share of a step that waits for data, above which reading limits it (docs/performance.md)
 RECENT = 0.2  # share of the lines that "now" is
 SLOWER = 0.8  # of the usual speed: below it a run is said to have become slower
+# name in metrics.jsonl -> (what it is called, its unit); the first one that a run has is the one it is judged by
 SCORES = {
-    "top1": "top-1, %", "top5": "top-5, %", "mean_class": "mean over classes, %", "mAP": "mAP", "auroc": "AUROC",
-    "ap": "AP", "auc_mcc": "AUC-MCC",
+    "top1": ("top-1", "%"), "top5": ("top-5", "%"), "mean_class": ("mean over classes", "%"), "mAP": ("mAP", ""),
+    "auroc": ("AUROC", ""), "ap": ("AP", ""), "auc_mcc": ("AUC-MCC", ""),
 }  # fmt: skip
 TITLES: dict[State, str] = {
     "running": "Running", "finished": "Finished", "stopped": "Stopped", "failed": "Failed",
@@ -84,7 +86,7 @@ def state_sentence(run: Run) -> Sentence:
     if state == "failed":
         return Sentence("bad", f"Failed at {at}: {one_line(run.ending.words, 300)}")
     if state == "not started":
-        return Sentence("attention", f"No step is finished yet, and {run.holder.words}.")
+        return Sentence("attention", f"No step yet: {run.holder.words}.")
     if stop and run.step >= stop:
         return Sentence("attention", f"All {stop:,} steps are done, but no weights of the last one are published.")
     return Sentence("bad", f"Ended at {at} without a word in its log; {run.holder.words}.")
@@ -103,33 +105,42 @@ def loss_sentence(run: Run) -> Sentence:
     text = f"The loss went {'down' if lower else 'up'} {lines} {late[found.late]}."
     level = loss_levels(run.recipe)[:1] if run.recipe is not None else []
     if level and found.last > 0.985 * level[0].value:
-        tone = "attention"
+        tone = "bad" if tone == "bad" else "attention"
         text += f" It is no lower than what needs no learning yet: {level[0].words}."
     return Sentence(tone, text)
 
 
 def score_sentences(run: Run) -> list[Sentence]:
-    """The best and the last validation, and the final test."""
-    told = []
-    for name, words in SCORES.items():
-        rows = [
-            (float(one[name]), one["step"]) for one in run.evaluations if _is_score(one, name) and not one.get("final")
-        ]
-        if rows:
-            best, step = max(rows, key=lambda row: row[0])
-            last = f", {short(rows[-1][0])} at step {rows[-1][1]:,}" if rows[-1][1] != step else ""
-            told.append(Sentence("plain", f"Validation, {words}: best {short(best)} at step {step:,}{last}."))
-        final = [one for one in run.evaluations if _is_score(one, name) and one.get("final")]
-        if final:
-            told.append(Sentence("plain", f"Final test, {words}: {short(float(final[-1][name]))}."))
+    """The best and the last validation, and the final test, by the first score that the run has."""
+    for name, (title, unit) in SCORES.items():
+        rows = [(value, int(one["step"]), bool(one.get("final"))) for one in run.evaluations
+                if (value := number(one.get(name))) is not None]  # fmt: skip
+        validations, finals = [row for row in rows if not row[2]], [row for row in rows if row[2]]
+        told = []
+        if validations:
+            best, step, _ = max(validations, key=lambda row: row[0])
+            last = max(validations, key=lambda row: row[1])
+            then = f", {scored(last[0], unit)} at step {last[1]:,}" if last[1] != step else ""
+            told.append(
+                _judged(run, name, best, f"Validation: {title} {scored(best, unit)} at step {step:,} is the best{then}")
+            )
+        if finals:
+            told.append(_judged(run, name, finals[-1][0], f"Final test: {title} {scored(finals[-1][0], unit)}"))
         if told:
             return told
-    return told
+    return []
 
 
-def _is_score(row: dict[str, object], name: str) -> bool:
-    value = row.get(name)
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _judged(run: Run, name: str, value: float, words: str) -> Sentence:
+    level = chance(run.recipe, name) if run.recipe is not None else None
+    if level is not None and value < 1.1 * level.value:
+        return Sentence("attention", f"{words}. That is about what guessing gives ({short(level.value)}).")
+    return Sentence("plain", f"{words}.")
+
+
+def scored(value: float | None, unit: str) -> str:
+    """A score with its unit."""
+    return f"{value:.1f} %" if unit == "%" and value is not None else short(value)
 
 
 def speed_of(run: Run) -> Speed:
@@ -190,7 +201,7 @@ def fault_sentence(run: Run) -> Sentence:
     known_kinds = {"skipped step", "loss jumped", "went back", "save failed"}
     told += [f"“{one_line(kind, 60)}”" for kind in sorted(set(kinds) - known_kinds)]
     restarts = max(0, len(run.starts) - 1)
-    again = f" It was started again {counted(restarts, 'time')}." if restarts else ""
+    again = f" It was started again {times(restarts)}." if restarts else ""
     if not told:
         return Sentence("good", f"No fault is recorded.{again}")
     return Sentence("attention", f"Recorded faults: {'; '.join(told)}.{again}")

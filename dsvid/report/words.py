@@ -35,9 +35,9 @@ def short(value: float | None, digits: int = 4) -> str:
     return f"{rounded:,.{max(0, digits - 1 - math.floor(math.log10(abs(rounded))))}f}"
 
 
-def tick(value: float) -> str:
-    """A number beside an axis: no more digits than it has."""
-    if value and not 1e-3 <= abs(value) < 1e6:
+def tick(value: float, largest: float) -> str:
+    """A number beside an axis that goes to `largest`: no more digits than it has."""
+    if value and not 0.01 <= largest < 1e6:
         mantissa, _, power = f"{value:.1e}".partition("e")
         return f"{mantissa.removesuffix('.0')}e{int(power)}"
     text = f"{value:,.6f}".rstrip("0").rstrip(".")
@@ -66,6 +66,16 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def times(count: int) -> str:
+    """`once`, `twice`, `3 times`."""
+    return {1: "once", 2: "twice"}.get(count, f"{count:,} times")
+
+
+def clock(stamp: str) -> str:
+    """An ISO date and time, to the minute."""
+    return stamp[:16].replace("T", " ")
 
 
 def counted(count: int, one: str, many: str = "") -> str:
