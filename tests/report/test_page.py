@@ -84,8 +84,8 @@ def test_what_a_finished_run_shows(tmp_path: Path) -> None:
 
 def test_a_run_that_stopped_says_how_to_go_on(tmp_path: Path) -> None:
     found = check_page(report_page(read_run(make_eventful(tmp_path / "a run"))))
-    line = f"deepspeed --num_accelerators 2 dsvid/train.py --ds_config ds_configs/zero2.json --recipe demo_finetune --out '{tmp_path}/a run'"
-    assert line in found.text
+    line = "deepspeed --num_accelerators 2 dsvid/train.py --ds_config ds_configs/zero2.json --recipe demo_finetune"
+    assert f"{line} --out '{tmp_path}/a run' ds.bf16.enabled=false" in found.text
     assert "run.epochs" in found.text and "ds.bf16.enabled=false" in found.text
     assert "Reading limits this run" in found.text and "dsvid data pack" in found.text
 
@@ -175,9 +175,8 @@ MEASURE = """<script>onload = () => { for (const frame of document.querySelector
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium): the layout is not measured")
 def test_no_page_scrolls_sideways_in_a_browser(tmp_path: Path) -> None:
     page = report_page(read_run(make_eventful(tmp_path / "run")))
-    frames = "".join(
-        f'<iframe id="w{w}" width="{w}" height="900" srcdoc="{escape(page)}"></iframe>' for w in (360, 400, 1600)
-    )
+    inside = f'height="900" srcdoc="{escape(page)}"'
+    frames = "".join(f'<iframe id="w{width}" width="{width}" {inside}></iframe>' for width in (360, 400, 1600))
     (tmp_path / "frames.html").write_text(f"<!doctype html><body>{frames}{MEASURE}")
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
                "--virtual-time-budget=5000", "--dump-dom", f"file://{tmp_path / 'frames.html'}"]  # fmt: skip
