@@ -66,7 +66,7 @@ def test_a_comparison_in_the_terminal_and_as_a_page(tmp_path: Path, capsys: pyte
     one, other = make_trained(tmp_path / "a"), make_eventful(tmp_path / "b")
     assert main(["compare", str(one), str(other), "-o", str(tmp_path / "c.html")]) == 0
     shown = capsys.readouterr().out
-    assert f"A  {one}: ended without a word, step 400" in shown and "differ first at step 10" in shown
+    assert f"A  {one}: ended without a word, step 400" in shown and "differ first at step 20" in shown
     check_page((tmp_path / "c.html").read_text(encoding="utf-8"))
 
 

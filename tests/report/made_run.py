@@ -106,7 +106,7 @@ def make_eventful(folder: Path) -> Path:
     argv = json.loads((folder / "run.json").read_text())["argv"]
     make_starts(folder, argv, [0, 7000, 15000, 15400], host=EVIL, versions={"torch": EVIL})
     rows: list[dict[str, Any]] = []
-    for step in range(10, 20001, 10):
+    for step in range(20, 20001, 20):
         loss = 0.6 + 1.6 * math.exp(-step / 4000) + 0.2 * math.sin(step * 12.9898) ** 3
         spiked = {"loss": 40.0} if step == 9000 else {"loss": math.nan, "grad_norm": math.nan} if step == 9500 else {}
         wait = 0.12 if step > 16000 else 0.004

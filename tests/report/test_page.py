@@ -167,7 +167,8 @@ MEASURE = """<script>onload = () => { for (const frame of document.querySelector
   const page = frame.contentDocument; page.querySelectorAll("details").forEach(one => one.open = true);
   const row = document.createElement("p"), root = page.documentElement;
   row.textContent = [frame.id, frame.clientWidth, root.scrollWidth, page.querySelectorAll("script").length,
-    page.querySelectorAll(".plot svg").length, Math.round(page.querySelector(".plot svg").getBoundingClientRect().width)];
+    page.querySelectorAll(".plot svg").length,
+    Math.round(page.querySelector(".plot svg").getBoundingClientRect().width)];
   document.body.append(row) } }</script>"""
 
 
@@ -175,6 +176,7 @@ MEASURE = """<script>onload = () => { for (const frame of document.querySelector
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium): the layout is not measured")
 def test_no_page_scrolls_sideways_in_a_browser(tmp_path: Path) -> None:
     page = report_page(read_run(make_eventful(tmp_path / "run")))
+    inside = f'height="900" srcdoc="{escape(page)}"'
     inside = f'height="900" srcdoc="{escape(page)}"'
     frames = "".join(f'<iframe id="w{width}" width="{width}" {inside}></iframe>' for width in (360, 400, 1600))
     (tmp_path / "frames.html").write_text(f"<!doctype html><body>{frames}{MEASURE}")
