@@ -41,7 +41,7 @@ def holder_of(folder: Path, now: float) -> Holder:
     path = folder / ".lock"
     if not path.exists():
         return Holder(False, "no process holds the folder")
-    owner = read_owner(path)
+    owner = read_owner(path) if path.is_file() else None
     if owner is None or not isinstance(owner["pid"], int):
         return Holder(False, "its .lock cannot be read, so it is not known whether a process holds the folder")
     named = f"process {owner['pid']} on {owner['host']}, since {owner['since']}"

@@ -37,6 +37,9 @@ class Lines:
         self.error = ""
 
     def __iter__(self) -> Iterator[Row]:
+        if self.path.exists() and not self.path.is_file():  # a pipe would wait for ever, a device never end
+            self.error = "no regular file"
+            return
         try:
             with self.path.open("rb") as file:
                 self.skipped = self.tail and file.seek(0, 2) > TAIL_BYTES
@@ -125,6 +128,8 @@ def whole(value: Any) -> int | None:
 
 def last_text(path: Path) -> str:
     """The end of a text file, at most TAIL_BYTES, from the start of a line on; empty where it cannot be read."""
+    if not path.is_file():  # a pipe would wait for ever
+        return ""
     try:
         with path.open("rb") as file:
             skipped = file.seek(0, 2) > TAIL_BYTES

@@ -72,6 +72,8 @@ def commands(lines: Sequence[tuple[str, str]]) -> Markup:
 
 def picture(path: Path, alt: str) -> Markup:
     """A PNG inside the page. Raises ValueError where the file is not a whole PNG, or is larger than a page bears."""
+    if not path.is_file():
+        raise ValueError("no regular file")
     if path.stat().st_size > MOST_PICTURE_BYTES:
         raise ValueError(f"{path.stat().st_size} bytes, more than a page bears ({MOST_PICTURE_BYTES})")
     data = path.read_bytes()

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from typing import Any
 
+from dsvid.documents import DocumentError, read_text
 from dsvid.recipe import Recipe, dump_yaml
 from dsvid.report.advice import next_commands
 from dsvid.report.lines import Damage, number
@@ -16,6 +17,7 @@ from dsvid.report.series import equal_steps
 from dsvid.report.settings import Difference, differences, recipe_keys, recipe_name, shipped
 from dsvid.report.verdict import SCORES, WAIT_LIMIT, speed_of
 from dsvid.report.words import clock, counted, one_line, percent, plain, short, size
+from dsvid.strict_yaml import MAX_YAML_BYTES
 
 MOST_ROWS = 20
 MOST_PICTURES = 2  # reconstructions; a test's pictures come on top of them
@@ -206,13 +208,23 @@ def settings(run: Run) -> list[Markup]:
     """What differs from the shipped recipe, from the defaults, then everything."""
     found: list[Markup] = []
     if run.recipe is None:
-        found.append(tag("p", "recipe.yaml could not be read: see the top of the page.", class_="quiet"))
+        found += _unread_recipe(run)
     else:
         found += _recipe_settings(run, run.recipe)
     if run.config:
         text = json.dumps(run.config, indent=2)
         found.append(folded("The DeepSpeed JSON, resolved", tag("pre", tag("code", plain(text)), tabindex="0")))
     return found
+
+
+def _unread_recipe(run: Run) -> list[Markup]:
+    """recipe.yaml as it stands, where it is a text at least."""
+    told = tag("p", "recipe.yaml could not be understood: see the top of the page.", class_="quiet")
+    try:
+        text = read_text(run.folder / "recipe.yaml", MAX_YAML_BYTES)
+    except (OSError, DocumentError):
+        return [told]
+    return [told, folded("recipe.yaml as it stands", tag("pre", tag("code", text), tabindex="0"))]
 
 
 def _recipe_settings(run: Run, recipe: Recipe) -> list[Markup]:

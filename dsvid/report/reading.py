@@ -16,7 +16,7 @@ from dsvid.report.ending import Ending, Holder, ending_of, holder_of
 from dsvid.report.lines import Damage, Lines, Row, document, number, whole
 from dsvid.strict_yaml import load_yaml
 
-MARKERS = ("recipe.yaml", "run.json", "metrics.jsonl", "ds_config.json", "events.jsonl", "checkpoints")
+MARKERS = ("recipe.yaml", "run.json", "metrics.jsonl", "ds_config.json", "events.jsonl")
 NUMBERS = ("epoch", "samples", "loss", "lr", "grad_norm", "clips_per_s", "step_s", "data_s", "mfu", "mem_gb")
 MOST_EVENTS = 100_000
 MOST_FILES = 1000  # unreadable files that are told apart
@@ -170,7 +170,7 @@ def check_is_run(folder: Path) -> None:
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing there"
         raise CheckpointError(f"{folder} is no run folder", found=found, expected="the --out of a training")
-    if any((folder / name).exists() for name in MARKERS):
+    if any((folder / name).exists() for name in MARKERS) or any((folder / "checkpoints").glob("step-*")):
         return
     inside = sorted(path.name for path in folder.iterdir())
     runs = [name for name in inside if (folder / name / "recipe.yaml").is_file()]
@@ -178,7 +178,7 @@ def check_is_run(folder: Path) -> None:
     raise CheckpointError(
         f"{folder} is no run folder",
         found=", ".join(inside[:5]) + (", …" if len(inside) > 5 else "") or "an empty folder",
-        expected=f"the --out of a training: one of {', '.join(MARKERS)}",
+        expected=f"the --out of a training: one of {', '.join(MARKERS)}, checkpoints/step-*",
         fix=str(folder / runs[0]) if runs else str(folder.resolve().parent) if above else None,
     )
 

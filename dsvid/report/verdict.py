@@ -89,7 +89,7 @@ def state_sentence(run: Run) -> Sentence:
         return Sentence("attention", f"No step yet: {run.holder.words}.")
     if stop and run.step >= stop:
         return Sentence("attention", f"All {stop:,} steps are done, but no weights of the last one are published.")
-    return Sentence("bad", f"Ended at {at} without a word in its log; {run.holder.words}.")
+    return Sentence("bad", f"Ended without a word at {at}: {run.holder.words}.")
 
 
 def loss_sentence(run: Run) -> Sentence:
@@ -103,10 +103,10 @@ def loss_sentence(run: Run) -> Sentence:
     lower = found.last < found.first
     tone: Tone = "bad" if found.late == "rising" else "good" if lower else "attention"
     text = f"The loss went {'down' if lower else 'up'} {lines} {late[found.late]}."
-    level = loss_levels(run.recipe)[:1] if run.recipe is not None else []
-    if level and found.last > 0.985 * level[0].value:
-        tone = "bad" if tone == "bad" else "attention"
-        text += f" It is no lower than what needs no learning yet: {level[0].words}."
+    for level in loss_levels(run.recipe)[:1] if run.recipe is not None else []:
+        if found.last > 0.985 * level.value:
+            tone = "attention" if tone == "good" and found.late != "falling" else tone
+            text += f" It is no lower than what needs no learning: {level.words}."
     return Sentence(tone, text)
 
 

@@ -53,7 +53,9 @@ def test_places_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFix
     for out in (tmp_path, tmp_path / "file" / "a.html"):
         assert main(["report", str(run), "-o", str(out)]) == 2
         assert main(["compare", str(run), str(run), "-o", str(out)]) == 2
-    assert str(tmp_path / "file") in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert str(tmp_path / "file") in error
+    assert f"found:    a folder\n  expected: a file\n  fix:      -o {tmp_path}" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"]
 
 

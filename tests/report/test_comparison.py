@@ -66,7 +66,7 @@ def test_no_line_in_common(tmp_path: Path) -> None:
 
 def test_settings_with_dotted_keys(tmp_path: Path) -> None:
     make_settings(tmp_path / "a")
-    make_settings(tmp_path / "b", run__seed=7, data__num_workers=5)
+    make_settings(tmp_path / "b", run__seed=7, data__num_workers=5, about__note="another")
     make_settings(tmp_path / "c")
     (tmp_path / "c" / "ds_config.json").write_text('{"zero_optimization": {"stage": 3}}')
     found = runs(tmp_path / "a", tmp_path / "b", tmp_path / "c")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ from tests.report.made_run import (
 
 def test_the_names_are_those_that_a_training_writes(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    names = {path.name for path in (folder.metrics, folder.events, folder.checkpoints)}
+    names = {path.name for path in (folder.metrics, folder.events)}
     assert names <= set(reading.MARKERS)
     make_trained(tmp_path)
     folder.bad_clips.write_text('{"path": "a.mp4", "error": "cut off"}\n')
@@ -136,6 +137,26 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     make_weights(tmp_path / "a", 3)
     with pytest.raises(CheckpointError, match=f"fix: +{tmp_path / 'a'}$"):
         read_run(tmp_path / "a" / "weights")
+
+
+def test_checkpoints_alone_are_a_run_but_no_folder_of_that_name(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match="no run folder"):
+        read_run(tmp_path)
+    make_checkpoint(tmp_path, 7)
+    assert read_run(tmp_path).step == 7
+
+
+def test_pipes_do_not_hold_the_reader_up(tmp_path: Path) -> None:
+    make_settings(tmp_path)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "weights").mkdir()
+    pipes = ("metrics.jsonl", "events.jsonl", "bad_clips.jsonl", ".lock", "logs/rank-00000.log", "weights/config.json")
+    for name in pipes:
+        os.mkfifo(tmp_path / name)
+    run = read_run(tmp_path)
+    assert {one.file for one in run.damage} == {"metrics.jsonl", "events.jsonl", "bad_clips.jsonl", "config.json"}
+    assert "cannot be read" in run.holder.words
 
 
 def test_reading_changes_nothing(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_running_run(tmp_path: Path) -> None:
             "SIGTERM, noticed by rank 0",
         ),
         ([LAST, "ERROR   OutOfMemoryError: CUDA"], "failed", "OutOfMemoryError: CUDA"),
-        ([LAST], "ended", "without a word"),
+        ([LAST], "ended", "Ended without a word"),
         ([], "ended", "without a word"),
     ],
 )
