@@ -26,9 +26,9 @@ def next_commands(run: Run) -> list[Command]:
         found.append((_resume_words(run), resume_command(run)))
     if run.weights_step is not None:
         found += _with_weights(run, folder)
-    if run.newest_good is not None:
-        why = "The newest checkpoint as one folder of fp32 weights that transformers loads"
-        found.append((why, f"dsvid consolidate {folder} {shlex.quote(f'{run.folder}-hf')} --to hf"))
+    if run.newest_good is not None and state != "finished":
+        why = "The newest checkpoint as one folder of fp32 weights"
+        found.append((why, f"dsvid consolidate {folder} {shlex.quote(f'{run.folder}-weights')}"))
     found.append(("Beside another run", f"dsvid compare {folder} OTHER_RUN -o compare.html"))
     return found
 

@@ -115,7 +115,8 @@ def _scale(chart: Chart, drawn: Sequence[Curve]) -> _Scale:
     ys = [y for one in drawn for _, y in one.line]
     near = [height for height, _ in chart.levels if 0.5 * min(ys) <= height <= 1.5 * max(ys)]
     log = log_helps(ys) and not (chart.from_zero or chart.linear)
-    low, high = axis_range([*ys, *near], log=log)
+    beside = [height for x, *heights in chart.band for height in heights if min(xs) <= x <= max(xs)]
+    low, high = axis_range([*ys, *near, *beside], log=log)
     if chart.from_zero:
         low, high = 0.0, max(high, *(1.15 * height for height, _ in chart.levels)) if chart.levels else high
     room = 0.012 * (max(xs) - min(xs)) or 1.0  # a point at the end is seen whole

@@ -128,7 +128,7 @@ def axis_range(values: Sequence[float], *, log: bool) -> tuple[float, float]:
     if len(values) >= 50 and not log:
         inner = quantile(values, 0.01), quantile(values, 0.99)
         room = max(inner[1] - inner[0], 1e-12 * abs(inner[1]))
-        low, high = max(low, inner[0] - 0.5 * room), min(high, inner[1] + 0.5 * room)
+        low, high = max(low, inner[0] - room), min(high, inner[1] + room)
     if log:
         return low / 1.15, high * 1.15
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0

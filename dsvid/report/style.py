@@ -39,9 +39,9 @@ p{margin:.5rem 0;max-width:46rem}
 .verdict .sign{display:inline-block;width:1.7rem;text-indent:0;font-weight:700}
 .figures{display:flex;flex-wrap:wrap;gap:1px;margin:0;padding:0;
 background:var(--edge);border:1px solid var(--edge);border-radius:.5rem;overflow:hidden}
-.figures div{background:var(--card);padding:.65rem .8rem;flex:1 1 9.2rem}
+.figures div{background:var(--card);padding:.65rem .8rem;flex:1 1 9.8rem}
 .figures dt{font-size:.82rem}
-.figures dd{margin:0;font-size:1.15rem;font-weight:600;font-variant-numeric:tabular-nums}
+.figures dd{margin:0;font-size:1.08rem;font-weight:600;font-variant-numeric:tabular-nums}
 .charts{display:flex;flex-wrap:wrap;gap:1rem}
 .chart,.card{background:var(--card);border:1px solid var(--edge);border-radius:.5rem;padding:.9rem 1rem 1rem;margin:0}
 .chart{flex:1 1 20rem;min-width:0}
@@ -59,7 +59,7 @@ svg path,svg polygon{vector-effect:non-scaling-stroke;fill:none;stroke-linejoin:
 svg .grid{stroke:var(--grid);stroke-width:1}
 svg .level{stroke:var(--level);stroke-width:1.5;stroke-dasharray:2 3}
 svg .mark{stroke:var(--level);stroke-width:1.5;stroke-dasharray:6 3}
-svg .band{fill:var(--band);stroke:none}
+svg .band{fill:var(--band);stroke:var(--good);stroke-width:.8}
 svg .line{stroke-width:2.2}
 svg .raw{stroke-width:1;opacity:.45}
 svg .dots{stroke-width:7;stroke-linecap:round}
@@ -72,7 +72,7 @@ figcaption{font-size:.86rem;line-height:1.45}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums;margin:.6rem 0 1rem}
 caption{text-align:left;padding:.3rem 0;font-size:.9rem}
 th,td{text-align:left;vertical-align:top;padding:.32rem .6rem .32rem 0;border-bottom:1px solid var(--edge)}
-thead th{font-weight:600;color:var(--quiet)}
+thead th{font-weight:600;color:var(--quiet);overflow-wrap:normal}
 tbody th{font-weight:500}
 .counted tbody th{white-space:nowrap}
 .numbers th+th,.numbers td{text-align:right}

@@ -4,6 +4,7 @@ parser mends nothing, so what is wrong in a page is seen.
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -69,6 +70,7 @@ def check_page(page: str) -> Page:
     assert all(image["alt"] for image in found.all("img"))
     assert all(plot["aria-label"] for plot in found.all("div") if plot.get("role") == "img")
     assert all(cell["scope"] in ("row", "col") for cell in found.all("th"))
+    assert not re.search(r"<th[^>]*>\s*</th>", page), "a header says what stands below it"
     assert tags.count("table") == tags.count("caption") and tags.count("main") == 1
     check_drawings(page)
     return found

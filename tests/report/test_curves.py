@@ -82,6 +82,7 @@ def test_levels_bands_and_marks() -> None:
     assert "S: skipped at 1, and once more, the last at 1.01" in text and "R1: started" in text and "R2" not in text
     assert shown.count(">S</span>") == 1, "letters do not lie on each other"
     corners = way(drawn, "band")
+    assert min(y for _, y in corners) >= 0 and max(y for _, y in corners) <= 400, "the axis has room for the band"
     assert min(x for x, _ in corners) == 0 and max(x for x, _ in corners) == 1000, "cut where the axis ends"
 
 
