@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -23,7 +23,7 @@ import torch
 
 from dsvid import engine as ds
 from dsvid import partition
-from dsvid.documents import read_json
+from dsvid.checkpoint_files import MANIFEST, MANIFEST_VERSION, own_hash, step_of, steps, verify
 from dsvid.errors import CheckpointError
 from dsvid.publish import publish_text, sync_folder
 from dsvid.runfolder import RunFolder
@@ -31,8 +31,6 @@ from dsvid.runtime import Ranks, agree_error, agree_sum, barrier, gather, log
 from dsvid.weights.pickles import load_pickle
 from dsvid.weights.shards import Shards, open_shards
 
-MANIFEST = "manifest.json"
-MANIFEST_VERSION = 1
 SPARE_BYTES = 16 << 20  # what a save needs besides its tensors: the manifest, zip directories, the run's small files
 
 
@@ -234,24 +232,18 @@ def _is_intact(folder: Path) -> bool:
 
 
 def _is_milestone(folder: Path, keep_every: int) -> bool:
-    return keep_every > 0 and _step_of(folder) % keep_every == 0
+    return keep_every > 0 and step_of(folder) % keep_every == 0
 
 
 def _publish(folder: Path, target: Path, facts: dict[str, Any], written: dict[str, dict[str, Any]]) -> None:
     _check_complete(folder, written)
     manifest = {"format": MANIFEST_VERSION, **facts, "files": dict(sorted(written.items()))}
-    manifest["self_sha256"] = _own_hash(manifest)
+    manifest["self_sha256"] = own_hash(manifest)
     publish_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     if target.exists():  # a step saved again after walking back to an older checkpoint
         shutil.rmtree(target)
     os.replace(folder, target)
     sync_folder(target.parent)
-
-
-def _own_hash(manifest: dict[str, Any]) -> str:
-    """SHA-256 of what the manifest says, besides this."""
-    said = {key: value for key, value in manifest.items() if key != "self_sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _check_complete(folder: Path, written: dict[str, dict[str, Any]]) -> None:
@@ -292,74 +284,6 @@ def remove_scratch(checkpoints: Path) -> None:
 
 
 # ---- find ----------------------------------------------------------------------------------------------------------
-
-
-def steps(checkpoints: Path) -> list[Path]:
-    """The published checkpoints, good or bad, the newest first: by step, since clocks of file servers jump."""
-    folders = [path for path in checkpoints.glob("step-*") if path.is_dir() and _step_of(path) >= 0]
-    return sorted(folders, key=_step_of, reverse=True)
-
-
-def _step_of(folder: Path) -> int:
-    digits = folder.name.removeprefix("step-")
-    return int(digits) if digits.isascii() and digits.isdigit() else -1
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint. Raises CheckpointError where it cannot be read or names files outside."""
-    path = folder / MANIFEST
-    try:
-        manifest = read_json(path)
-        files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-        if not files:
-            raise ValueError("no files")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"checkpoint {folder}: no readable {MANIFEST}", found=str(error)) from error
-    if manifest.get("format") != MANIFEST_VERSION:
-        raise CheckpointError(
-            f"{path}: unknown format", found=manifest.get("format"), expected=MANIFEST_VERSION, fix="a newer dsvid"
-        )
-    if manifest.get("self_sha256") != _own_hash(manifest):
-        raise CheckpointError(f"{path} is damaged: it does not say what was written")
-    for name in files:
-        if PurePosixPath(name).name != name or name in (".", "..") or "\\" in name:
-            raise CheckpointError(f"{path} names a file outside its folder", found=name)
-    return dict(manifest)
-
-
-def verify(folder: Path, part: int = 0, of: int = 1) -> dict[str, Any]:
-    """The manifest of a checkpoint whose every file has the recorded size and SHA-256. Raises CheckpointError.
-
-    With `of` parts, sizes are compared for all files and hashes for every `of`-th: the ranks share the reading.
-    """
-    manifest = read_manifest(folder)
-    listed = manifest["files"]
-    strange = sorted(path.name for path in folder.iterdir() if path.name not in {*listed, MANIFEST})
-    if strange:
-        raise CheckpointError(
-            f"checkpoint {folder} holds files that its manifest does not list", found=", ".join(strange[:4])
-        )
-    for number, (name, entry) in enumerate(sorted(listed.items())):
-        file = folder / name
-        if file.is_symlink() or not file.is_file():
-            raise CheckpointError(f"checkpoint file {file} is missing", expected=f"{entry['bytes']} bytes")
-        if file.stat().st_size != entry["bytes"]:
-            raise CheckpointError(
-                f"checkpoint file {file} has the wrong size",
-                found=f"{file.stat().st_size} bytes",
-                expected=f"{entry['bytes']} bytes",
-            )
-        if number % of == part and _hash(file) != entry["sha256"]:
-            raise CheckpointError(f"checkpoint file {file} is damaged: its SHA-256 is not the manifest's")
-    return manifest
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def newest_verified(checkpoints: Path) -> Found | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import threading
 import time
 import uuid
@@ -16,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from dsvid.errors import CheckpointError
+from dsvid.lock_owner import STALE_S, last_beat, process_place, read_owner
 from dsvid.runtime import flush_log, log
 
 HEARTBEAT_S = 20.0
 LOOK_S = 1.0
-STALE_S = 120.0  # without a heartbeat for so long the owner on another host counts as gone
 LAST_S = 10.0  # a process whose folder was taken over has ended after so long, whatever its log does
 
 
@@ -140,41 +139,6 @@ class RunLock:
         )  # fmt: skip
         flush_log()
         os._exit(1)
-
-
-def read_owner(path: Path) -> dict[str, Any] | None:
-    """What a lock file says, or None where there is none that can be read."""
-    try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
-        return {key: owner[key] for key in ("host", "boot", "processes", "pid", "started", "since", "token")}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def process_place(pid: int) -> dict[str, Any]:
-    """Where a process lives, and when it started (clock ticks behind the boot; None: there is none)."""
-    started = processes = None
-    with suppress(OSError, IndexError):
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        started = fields[18] if state != "Z" else None  # a zombie has ended
-    with suppress(OSError):
-        processes = os.readlink("/proc/self/ns/pid")  # two containers of one host number their processes on their own
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return {
-        "host": platform.node(),
-        "boot": boot.read_text().strip() if boot.is_file() else "",
-        "processes": processes,
-        "pid": pid,
-        "started": started,
-    }
-
-
-def last_beat(path: Path) -> float | None:
-    """When `path` was touched last, by the file server's clock; None where it is not there."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return None
 
 
 def heartbeat_age_s(path: Path) -> float | None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from dsvid import checkpoint as ck
+from dsvid import checkpoint_files
 from dsvid.errors import CheckpointError
 from dsvid.runfolder import RunFolder
 from dsvid.runtime import Ranks
@@ -119,7 +120,7 @@ def test_damage_is_found_and_the_one_before_is_used(damage: str, name: str, tmp_
 
 def test_a_size_is_compared_by_every_rank_whoever_hashes_the_file(tmp_path: Path) -> None:
     folder = saved(tmp_path, [4]).checkpoints / "step-00000004"
-    listed = sorted(ck.read_manifest(folder)["files"])
+    listed = sorted(checkpoint_files.read_manifest(folder)["files"])
     damage_file(folder, "truncate", listed[0])
     for part in range(2):  # the second rank hashes other files
         with pytest.raises(CheckpointError, match="wrong size"):
@@ -132,7 +133,7 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(name: str, tmp_path: P
     path = run.checkpoints / "step-00000004" / ck.MANIFEST
     manifest = json.loads(path.read_text())
     manifest["files"][name] = {"bytes": 1, "sha256": "0"}
-    path.write_text(json.dumps({**manifest, "self_sha256": ck._own_hash(manifest)}))
+    path.write_text(json.dumps({**manifest, "self_sha256": ck.own_hash(manifest)}))
     with pytest.raises(CheckpointError, match="outside its folder"):
         ck.verify(path.parent)
 

@@ -184,8 +184,7 @@ def sign(folder: Path, **more: Any) -> None:
         if path.name != checkpoint.MANIFEST
     }
     facts = {"format": checkpoint.MANIFEST_VERSION, "step": 1, "world_size": 1, "stage": 2, "files": files, **more}
-    if hasattr(checkpoint, "_own_hash"):
-        facts["self_sha256"] = checkpoint._own_hash(facts)
+    facts["self_sha256"] = checkpoint.own_hash(facts)
     (folder / checkpoint.MANIFEST).write_text(json.dumps(facts))
 
 

@@ -89,6 +89,7 @@ def make_engine(args: argparse.Namespace, device: Any) -> Any:
 def measure(args: argparse.Namespace, engine: Any, folder: Path, ranks: Any) -> tuple[dict[str, list[float]], int, int]:
     """Seconds of every repeat of every arm, the bytes of a checkpoint and the number of its files."""
     from dsvid import checkpoint
+    from dsvid.checkpoint_files import verify
     from dsvid.runfolder import RunFolder
     from dsvid.runtime import barrier
 
@@ -108,7 +109,7 @@ def measure(args: argparse.Namespace, engine: Any, folder: Path, ranks: Any) -> 
     barrier()
     save()  # the first one also warms everything up, and says how many bytes there are
     target = run.checkpoints / f"step-{step:08d}"
-    manifest = checkpoint.verify(target)
+    manifest = verify(target)
     sizes = {name: int(entry["bytes"]) for name, entry in manifest["files"].items()}
     own = [target / name for number, name in enumerate(sorted(sizes)) if number % ranks.world == ranks.rank]
     share = sum(sizes.values()) // ranks.world
@@ -117,7 +118,7 @@ def measure(args: argparse.Namespace, engine: Any, folder: Path, ranks: Any) -> 
         "save": save,
         "read": lambda: read(own),
         "hash": lambda: hash_memory(sum(path.stat().st_size for path in own)),
-        "verify": lambda: checkpoint.verify(target, ranks.rank, ranks.world),
+        "verify": lambda: verify(target, ranks.rank, ranks.world),
         "load": load,
     }
     seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}

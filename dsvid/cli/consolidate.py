@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     if args.unverified:
         run_unverified(args)
         return
-    from dsvid.checkpoint import verify
+    from dsvid.checkpoint_files import verify
     from dsvid.models.spec import ModelSpec
     from dsvid.weights.card import card_of
     from dsvid.weights.consolidate import consolidate
@@ -107,7 +107,7 @@ def find_foreign(source: Path) -> Path:
 
     Raises CheckpointError where there is none, or where dsvid wrote it: then it can be verified.
     """
-    from dsvid.checkpoint import MANIFEST
+    from dsvid.checkpoint_files import MANIFEST
 
     folder, pointer = source, source / "latest"
     if pointer.is_file() and not any(source.glob("*model_states.pt")):
@@ -128,7 +128,8 @@ def find_foreign(source: Path) -> Path:
 
 def find_checkpoint(source: Path) -> Path:
     """The checkpoint folder that `source` means. Raises CheckpointError where there is none."""
-    from dsvid.checkpoint import MANIFEST, newest_verified
+    from dsvid.checkpoint import newest_verified
+    from dsvid.checkpoint_files import MANIFEST
 
     if (source / MANIFEST).is_file():
         return source
