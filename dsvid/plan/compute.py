@@ -65,7 +65,7 @@ def step_time(
 
 
 def collective_bytes(settings: ZeroSettings, parameters: int, accumulation: int) -> float:
-    """Bytes in a rank's collectives in a step. From stage 2 on (with overlap_comm, from stage 1 on) gradients are reduced
+    """Bytes in a rank's collectives in a step. From stage 2 on (stage 1 with overlap_comm) gradients are reduced
     behind every micro-batch, and stage 3 gathers the weights for every one.
     """
     once = values_in_collectives(settings.stage, parameters)
