@@ -120,7 +120,9 @@ def read_rate(args: argparse.Namespace) -> Rate | None:
         return Rate(args.tflops * 1e12, share, f"{args.tflops:g} TFLOP/s, given")
     if args.gpu is None:
         return None
-    peak = peak_flops(args.gpu)
+    # as its short name, or as the driver writes it: NVIDIA A100-SXM4-80GB
+    listed = args.gpu in PEAK_TFLOPS or any(word in PEAK_TFLOPS for word in args.gpu.replace("-", " ").split())
+    peak = peak_flops(args.gpu) if listed else None
     if peak is None:
         near = nearest(args.gpu, list(PEAK_TFLOPS))
         raise RecipeError(f"--gpu {args.gpu}: its peak is not listed", expected=f"one of {', '.join(PEAK_TFLOPS)}",
