@@ -84,7 +84,7 @@ def table(plan: Plan, change: Change | None, others: list[Change]) -> str:
 def _head(plan: Plan) -> str:
     question = plan.question
     nodes = question.gpus // question.gpus_a_node
-    where = f"{question.gpus} GPUs" if nodes < 2 else f"{question.gpus} GPUs on {nodes} nodes"
+    where = f"{question.gpus} GPU{'s' * (question.gpus > 1)}" if nodes < 2 else f"{question.gpus} GPUs on {nodes} nodes"
     how = f"ZeRO-{plan.settings.stage}, {precision(plan.config)}"
     return f"{question.recipe}: {plan.recipe.task}, {plan.spec.arch}, {where}, {how}"
 
@@ -112,7 +112,7 @@ def _model(plan: Plan) -> list[Row]:
         ("tokens of a clip", str(plan.spec.grid.tokens), tokens),
         ("GFLOP a clip", f"{plan.flops_model / 1e9:.1f}", again),
         ("batch.total", str(schedule.batch_total),
-         f"= {plan.question.gpus} GPUs x micro-batch {schedule.batch_micro} x accumulation {schedule.accumulation}"),
+         f"= {plan.question.gpus} x micro-batch {schedule.batch_micro} x accumulation {schedule.accumulation}"),
         ("learning rate", f"{schedule.lr:.4g}", "= optim.base_lr x batch.total / optim.lr_scale_batch"),
     ]  # fmt: skip
 
@@ -134,7 +134,7 @@ def _memory(plan: Plan) -> list[Row]:
         ("= model states", size(states.device), ""),
         ("activations", size(acts.device), f"{clips} clips, {kind}: {size(acts.device / clips)} a clip"),
         *(
-            (f"  {name}", size(value), "")
+            (f"  {name}", size(value), "in its place" + ("; flash_attn keeps as much" if "sdpa" in name else ""))
             for name, value in plan.variants.items()
             if name != kind.replace("flash_attn", "sdpa")
         ),
@@ -174,10 +174,10 @@ def _run(plan: Plan, length: RunLength) -> list[Row]:
     if length.steps is None:
         rows.append(("steps", "not known", plan.videos.source))
     else:
-        rows += [
-            ("steps", f"{length.steps}", f"{length.warmup_steps} of warm-up; videos: {plan.videos.source}"),
-            ("the run", f"{length.flops / 1e18:.4g} EFLOP" if length.flops else "", "recomputation included"),
-        ]
+        warmup = "warm-up not known" if length.warmup_steps is None else f"{length.warmup_steps} of warm-up"
+        rows.append(("steps", f"{length.steps}", f"{warmup}; videos: {plan.videos.source}"))
+        again = "recomputation included" if plan.checkpointing else ""
+        rows.append(("the run", f"{(length.flops or 0) / 1e18:.4g} EFLOP", again))
     rate = plan.question.rate
     if rate is None or plan.time is None:
         rows.append(("days", "not known", "give --gpu NAME or --tflops T"))
@@ -191,6 +191,8 @@ def _run(plan: Plan, length: RunLength) -> list[Row]:
             rows.append(
                 ("days", f"{length.days:.2f}", f"{length.gpu_hours:.0f} GPU hours, without evaluations and saves")
             )
+        else:
+            rows.append(("days", "not known", "the steps are not known"))
     rows.append(("a checkpoint", size(plan.checkpoint), f"run folder {size(length.disk_bytes)}: {length.disk_remark}"))
     return rows
 
@@ -201,6 +203,8 @@ def _feeding(plan: Plan, length: RunLength) -> list[Row]:
     low, high = length.cores
     workers = plan.recipe.data.num_workers
     remark = f"H.264 340x256, 15 to 20 videos a second a core; data.num_workers={workers}"
+    if plan.recipe.task == "anomaly" or plan.recipe.data.train == "footage":
+        remark = f"as H.264; frames in zips are JPEG, as packed ones are; data.num_workers={workers}"
     few, most = length.cores_shards
     return [
         ("loader cores a GPU", f"{low:.1f} to {high:.1f}", remark),
