@@ -17,6 +17,7 @@ COMMANDS = {
     "migrate": ("migrate", "a run script of VideoMAE, VideoMAE V2, its action detection or simple-tad -> our command"),
     "env": ("env", "versions, devices, backends; what is missing and its cure"),
     "demo": ("demo", "pre-train, fine-tune and test on generated clips, in minutes on two cores"),
+    "plan": ("plan", "memory, FLOPs, days, disk and loader cores of a run, before any GPU is taken; what makes it fit"),
     "launch": ("launch", "start deepspeed or torchrun under a supervisor: hosts checked first, saved at every signal"),
     "slurm": ("slurm", "print or submit a Slurm batch script: train, eval, dapt, array"),
     "status": ("status", "where a run stands: step, loss, speed, checkpoint, faults; in a terminal"),

@@ -1,0 +1,114 @@
+"""The cheapest change that makes a run fit: larger ZeRO stage, activation checkpointing, smaller micro-batch, offload.
+
+Every candidate is a handful of words for the command line, answered by `estimate` like the question itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dsvid.errors import DsvidError
+from dsvid.plan.estimate import Plan, Question, estimate
+
+CHECKPOINTING = "activation_checkpointing.partition_activations"  # false: its default, and the section is there
+OFFLOAD = "zero_optimization.offload_optimizer.device"
+
+
+@dataclass(frozen=True)
+class Change:
+    """Words to add to the command, what they do, and the plan with them."""
+
+    words: tuple[str, ...]
+    why: str
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Overrides of a change: None leaves a thing as it is."""
+
+    stage: int | None = None
+    checkpointing: bool = False
+    micro: int | None = None
+    offload: bool = False
+
+    def words(self) -> tuple[str, ...]:
+        """What to type."""
+        shown = [f"{key}={value}" for key, value in self.ours().items()]
+        return tuple(shown + [f"ds.{key}={str(value).lower()}" for key, value in self.theirs().items()])
+
+    def ours(self) -> dict[str, Any]:
+        """Overrides of the recipe."""
+        return {} if self.micro is None else {"batch.micro": self.micro}
+
+    def theirs(self) -> dict[str, Any]:
+        """Overrides of the JSON."""
+        found: dict[str, Any] = {}
+        if self.stage is not None:
+            found["zero_optimization.stage"] = self.stage
+        if self.checkpointing:
+            found[CHECKPOINTING] = False
+        if self.offload:
+            found[OFFLOAD] = "cpu"
+        return found
+
+    def why(self, plan: Plan) -> str:
+        """What it does, in words."""
+        parts = []
+        if self.stage is not None:
+            parts.append(f"ZeRO stage {self.stage}")
+        if self.checkpointing:
+            parts.append("activation checkpointing (every block computed twice)")
+        if self.micro is not None:
+            parts.append(f"micro-batch {self.micro}, accumulated {plan.schedule.accumulation} times")
+        if self.offload:
+            parts.append("optimizer on the host (its steps are slow there)")
+        return ", ".join(parts)
+
+
+def candidates(plan: Plan) -> Iterator[Candidate]:
+    """Changes in order of cost: the dearest thing in a change decides, then the next."""
+    stages = [None, *range(plan.settings.stage + 1, 4)]
+    again = [False] if plan.checkpointing else [False, True]
+    share = plan.schedule.batch_total // plan.question.gpus
+    repeat, micro = plan.recipe.data.num_sample, plan.schedule.batch_micro
+    smaller = [m for m in range(micro - 1, 0, -1) if share % m == 0 and m % repeat == 0]
+    offloads = [False] if plan.settings.offload_optimizer else [False, True]
+    for offload, size, checkpointing, stage in itertools.product(offloads, [None, *smaller], again, stages):
+        candidate = Candidate(stage, checkpointing, size, offload)
+        # at stage 0 there is nothing that could be offloaded
+        if candidate != Candidate() and (not offload or plan.settings.stage or stage):
+            yield candidate
+
+
+def cheapest(plan: Plan) -> Change | None:
+    """The first candidate that fits; None where nothing does, or where there is no need."""
+    if plan.fits is not False:
+        return None
+    return next((change for change in _tried(plan.question, candidates(plan)) if change.plan.fits), None)
+
+
+def others(plan: Plan, first: Change | None) -> list[Change]:
+    """For each single kind of change, the least of it that fits alone, but what `first` is."""
+    if plan.fits is not False:
+        return []
+    found: dict[str, Change] = {}
+    for candidate in candidates(plan):
+        kinds = [name for name in ("stage", "checkpointing", "micro", "offload") if getattr(candidate, name)]
+        if len(kinds) == 1 and kinds[0] not in found:
+            for change in _tried(plan.question, iter([candidate])):
+                if change.plan.fits and (first is None or change.words != first.words):
+                    found[kinds[0]] = change
+    return list(found.values())
+
+
+def _tried(question: Question, tried: Iterator[Candidate]) -> Iterator[Change]:
+    for candidate in tried:
+        try:
+            plan = estimate(question.changed(candidate.ours(), candidate.theirs()))
+        except DsvidError:  # a change that this recipe or JSON refuses is none
+            continue
+        yield Change(candidate.words(), candidate.why(plan), plan)
