@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dsvid import engine as ds
 from dsvid import ops
+from dsvid.deepspeed_json import checkpointed_blocks
 from dsvid.job import Job
 from dsvid.runtime import fast_bf16, log
 from dsvid.state import State
@@ -14,6 +15,8 @@ def announce(job: Job, state: State, step: int) -> None:
     schedule, recipe, grid = job.schedule, job.recipe, job.spec.grid
     lr = job.config["optimizer"]["params"]["lr"]
     saving = "activation checkpointing" if "activation_checkpointing" in job.config else "no activation checkpointing"
+    if count := checkpointed_blocks(job.config):
+        saving += f" of {count} blocks"
     lines = [
         f"batch     {schedule.world} ranks x {schedule.batch_micro} clips x {schedule.accumulation} accumulation "
         f"= {schedule.batch_total} clips a step",

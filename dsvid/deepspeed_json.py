@@ -317,6 +317,14 @@ def _check_combinations(config: dict[str, Any], recipe: Recipe) -> None:
                 found=f"{json.dumps(wrong)}, with which {why}",
                 fix=f"ds.{key}={'false' if wrong is True else 'cpu'}",
             )
+    bucket = get_dotted(config, "zero_optimization.allgather_bucket_size")
+    if isinstance(bucket, int | float) and bucket % 2:
+        raise RecipeError(
+            "DeepSpeed JSON: zero_optimization.allgather_bucket_size must be even",
+            found=f"{bucket}, which DeepSpeed 0.19 refuses at start",
+            fix=f"ds.zero_optimization.allgather_bucket_size={int(bucket) + 1}",
+        )
+    _check_checkpointing(config)
     if get_dotted(config, "activation_checkpointing.partition_activations"):
         raise RecipeError(
             "DeepSpeed JSON: activation_checkpointing.partition_activations needs model parallelism",
@@ -337,6 +345,28 @@ def _check_combinations(config: dict[str, Any], recipe: Recipe) -> None:
             expected=f"{OURS_COSINE} or WarmupCosineLR",
             fix=f"ds.scheduler.type={OURS_COSINE}, or optim.layer_decay=1",
         )
+
+
+def _check_checkpointing(config: dict[str, Any]) -> None:
+    count = get_dotted(config, "activation_checkpointing.number_checkpoints")
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+        raise RecipeError(
+            "DeepSpeed JSON: activation_checkpointing.number_checkpoints",
+            found=repr(count),
+            expected="how many blocks of the encoder, and of the decoder, are computed twice: 1 or more, null = all",
+        )
+    for key in ("contiguous_memory_optimization", "synchronize_checkpoint_boundary", "profile"):
+        if get_dotted(config, f"activation_checkpointing.{key}"):
+            raise RecipeError(
+                f"DeepSpeed JSON: activation_checkpointing.{key} has no effect here",
+                found="true; blocks run under torch's checkpoint",
+                fix=f"ds.activation_checkpointing.{key}=false",
+            )
+
+
+def checkpointed_blocks(config: dict[str, Any]) -> int:
+    """How many blocks of each stack are computed twice where activation checkpointing is on; 0 = all."""
+    return int(get_dotted(config, "activation_checkpointing.number_checkpoints") or 0)
 
 
 def precision(config: dict[str, Any]) -> str:

@@ -263,7 +263,8 @@ def checkpointing_function(config: dict[str, Any]) -> Callable[..., Any] | None:
     """How to run a block under activation checkpointing, or None where the JSON has no such section.
 
     torch's non-reentrant checkpoint: the one that DeepSpeed's stages 0 to 3 all run correctly (measured), and cheaper
-    than DeepSpeed's own. `cpu_checkpointing` moves the saved inputs to the host.
+    than DeepSpeed's own. `cpu_checkpointing` moves the saved inputs to the host. How many blocks run so is
+    `deepspeed_json.checkpointed_blocks`.
     """
     section = config.get("activation_checkpointing")
     if section is None:

@@ -208,7 +208,9 @@ def build_engine(job: Job, *, fresh: bool, start: Start | None) -> Any:
 
         ds.fill_parameters(objective, value, from_first=given, device=job.device)
     freeze(objective, recipe, spec)
-    objective.model.set_checkpointing(ds.checkpointing_function(job.config))
+    objective.model.set_checkpointing(
+        ds.checkpointing_function(job.config), deepspeed_json.checkpointed_blocks(job.config)
+    )
     return ds.build_engine(
         objective,
         job.config,

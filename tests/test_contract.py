@@ -103,7 +103,7 @@ MAY_IMPORT = {
     "validation": {"job", "monitor", "runtime", "state", "tasks", "weights"},
     "outcome": {"rendezvous", "rollcall", "runtime", "stopping"},
     "startup": {"publish", "engine", "job", "lock", "rendezvous", "rollcall", "runtime", "stopping", "watchdog"},
-    "announcement": {"data", "engine", "job", "ops", "runtime", "state"},
+    "announcement": {"data", "deepspeed_json", "engine", "job", "ops", "runtime", "state"},
 }
 TOP = {"train", "cli", "__main__", "__init__"}  # these may import everything
 

@@ -90,7 +90,7 @@ def test_tensorboard_has_the_same_scalars(tmp_path: Path) -> None:
 
 
 def test_the_verdict_on_waiting() -> None:
-    assert verdict(0.05) == ""
+    assert verdict(0.05) == "" and "num_workers" in verdict(0.051)
     assert "num_workers" in verdict(0.6)
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsvid.models.attention import attend_packed, choose_backend
+from dsvid.models.depth import Checkpoint
 from dsvid.tokens import FixedKind, TubeletGrid, check_positions, position_table, resize_table
 
 
@@ -163,6 +164,8 @@ class Block(nn.Module):
     `scale` [B, 2] is stochastic depth's factor of the two branches. Tokens before `first` are only attended to: a
     last block whose reader wants the others alone need not compute them.
     """
+
+    checkpoint: Checkpoint | None = None  # how `run_blocks` runs it
 
     def __init__(
         self, dim: int, heads: int, hidden: int, attention: str, norm_eps: float = 1e-6, gelu: str = "erf"

@@ -5,6 +5,7 @@ block.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -44,14 +45,19 @@ def dropout(x: Tensor, seeds: Tensor | None, rate: float, training: bool) -> Ten
     return x * kept / (1.0 - rate)
 
 
-def run_blocks(
-    blocks: nn.ModuleList, x: Tensor, scales: Tensor | None, checkpoint: Checkpoint | None, first: int = 0
-) -> Tensor:
-    """Run every block, each under `checkpoint(block, x, scale, first)` where one is given; the last drops tokens
-    before `first`.
+def run_blocks(blocks: nn.ModuleList, x: Tensor, scales: Tensor | None, first: int = 0) -> Tensor:
+    """Run every block, under its checkpoint where it has one (see `checkpoint_blocks`); the last drops tokens before
+    `first`.
     """
     last = len(blocks) - 1
     for i, block in enumerate(blocks):
         arguments = (x, None if scales is None else scales[:, i], first if i == last else 0)
+        checkpoint = cast("Checkpoint | None", block.checkpoint)
         x = block(*arguments) if checkpoint is None else checkpoint(block, *arguments)
     return x
+
+
+def checkpoint_blocks(blocks: nn.ModuleList, checkpoint: Checkpoint | None, count: int = 0) -> None:
+    """Run the first `count` blocks (0: all) as `checkpoint(block, x, scale, first)`; None: none of them."""
+    for place, block in enumerate(blocks):
+        block.checkpoint = checkpoint if not count or place < count else None  # type: ignore[assignment]

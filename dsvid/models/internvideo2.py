@@ -79,6 +79,8 @@ class NormedBlock(nn.Module):
     `scale` [B, 2] is stochastic depth's factor of the two branches; tokens before `first` are dropped at the end.
     """
 
+    checkpoint: Checkpoint | None = None  # how `run_blocks` runs it
+
     def __init__(self, dim: int, heads: int, hidden: int, attention: str, gelu: str) -> None:
         super().__init__()
         self.norm1 = RMSNorm(dim)
@@ -167,7 +169,6 @@ class InternVideo2(ClipClassifier):
         self.size, self.grid, self.num_classes = size, grid, num_classes
         self.drop_path, self.head_drop, self.head_init_scale = drop_path, head_drop, head_init_scale
         self.attention = attention
-        self.checkpoint: Checkpoint | None = None
         self.patch_embed = PatchEmbed(size.dim, grid)
         self.cls_token = nn.Parameter(torch.empty(1, 1, size.dim))
         self.first = 1

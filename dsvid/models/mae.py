@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dsvid.models.blocks import Block, FixedPositions, LayerNorm, Linear, PatchEmbed
-from dsvid.models.depth import Checkpoint, branch_scales, run_blocks
+from dsvid.models.depth import Checkpoint, branch_scales, checkpoint_blocks, run_blocks
 from dsvid.models.init import init_weights
 from dsvid.models.sizes import DecoderSize, EncoderSize
 from dsvid.models.vit import check_patch, describe_attention
@@ -41,10 +41,10 @@ class Encoder(nn.Module):
         )
         self.norm = LayerNorm(size.dim, norm_eps)
 
-    def forward(self, patches: Tensor, visible: Tensor, seeds: Tensor | None, checkpoint: Checkpoint | None) -> Tensor:
+    def forward(self, patches: Tensor, visible: Tensor, seeds: Tensor | None) -> Tensor:
         x = self.patch_embed(patches) + self.positions.rows(visible)  # [B, V, D] fp32
         scales = branch_scales(seeds, self.drop_path, len(self.blocks), self.training)
-        tokens: Tensor = self.norm(run_blocks(self.blocks, x, scales, checkpoint))
+        tokens: Tensor = self.norm(run_blocks(self.blocks, x, scales))
         return tokens
 
 
@@ -67,8 +67,8 @@ class Decoder(nn.Module):
         self.norm = LayerNorm(size.dim, last_eps)
         self.head = Linear(size.dim, values)
 
-    def forward(self, x: Tensor, first: int, n_predict: int, checkpoint: Checkpoint | None) -> Tensor:
-        x = run_blocks(self.blocks, x, None, checkpoint, first)
+    def forward(self, x: Tensor, first: int, n_predict: int) -> Tensor:
+        x = run_blocks(self.blocks, x, None, first)
         predictions: Tensor = self.head(self.norm(x[:, :n_predict]))
         return predictions
 
@@ -96,7 +96,6 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         check_patch(encoder, grid)
         self.encoder_size, self.decoder_size, self.grid, self.attention = encoder, decoder, grid, attention
-        self.checkpoint: Checkpoint | None = None
         self.encoder = Encoder(encoder, grid, positions, attention, drop_path, norm_eps, gelu)
         self.decoder = Decoder(decoder, grid.values, attention, norm_eps, last_eps, gelu)
         self.decoder_positions = FixedPositions(positions, grid, decoder.dim)
@@ -109,9 +108,10 @@ class MaskedAutoencoder(nn.Module):
         """What `initial_value` needs to know of this model."""
         return {"patch_values": self.grid.values}
 
-    def set_checkpointing(self, checkpoint: Checkpoint | None) -> None:
-        """Run each block as `checkpoint(block, *args)`; None switches it off."""
-        self.checkpoint = checkpoint
+    def set_checkpointing(self, checkpoint: Checkpoint | None, count: int = 0) -> None:
+        """Run the first `count` blocks (0: all) of encoder and of decoder as `checkpoint(block, *args)`; None: none."""
+        for blocks in (self.encoder.blocks, self.decoder.blocks):
+            checkpoint_blocks(blocks, checkpoint, count)
 
     def attention_choices(
         self, dtype: torch.dtype | None = None, visible: int | None = None, decoded: int | None = None
@@ -135,9 +135,9 @@ class MaskedAutoencoder(nn.Module):
         `visible` [B, V] and `decoded` [B, K] are token indices; the decoder sees the visible tokens, then the decoded
         ones, in that order and not un-shuffled, as the originals do. `seeds` [B] serve stochastic depth.
         """
-        tokens = self.encoder_to_decoder(self.encoder(patches, visible, seeds, self.checkpoint))
+        tokens = self.encoder_to_decoder(self.encoder(patches, visible, seeds))
         seen = tokens + self.decoder_positions.rows(visible)
         asked = self.mask_token + self.decoder_positions.rows(decoded)
         x = torch.cat((seen, asked), dim=1)  # [B, V+K, Dd] fp32
-        predictions: Tensor = self.decoder(x, visible.shape[1], n_predict, self.checkpoint)
+        predictions: Tensor = self.decoder(x, visible.shape[1], n_predict)
         return predictions

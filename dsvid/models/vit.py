@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dsvid.errors import RecipeError
 from dsvid.models.attention import choose_backend
 from dsvid.models.blocks import Block, FixedPositions, LayerNorm, Linear, PatchEmbed, wide
-from dsvid.models.depth import Checkpoint, branch_scales, dropout, run_blocks
+from dsvid.models.depth import Checkpoint, branch_scales, checkpoint_blocks, dropout, run_blocks
 from dsvid.models.init import init_weights
 from dsvid.models.sizes import EncoderSize
 from dsvid.tokens import FixedKind, PositionKind, TubeletGrid, resize_table
@@ -66,7 +66,6 @@ class ClipClassifier(nn.Module):
     head_drop: float
     attention: str
     first: int  # where the tokens of the clip begin, behind a class token
-    checkpoint: Checkpoint | None
 
     def embed(self, patches: Tensor, grid: TubeletGrid | None = None) -> Tensor:
         """Patches of all tokens [B, N, P] in convolution order -> the input of the first block, fp32 [B, first + N, D].
@@ -83,9 +82,9 @@ class ClipClassifier(nn.Module):
         """Tokens after the last block -> what a feature map is made of, of the same shape."""
         return tokens
 
-    def set_checkpointing(self, checkpoint: Checkpoint | None) -> None:
-        """Run each block as `checkpoint(block, *args)`; None switches it off."""
-        self.checkpoint = checkpoint
+    def set_checkpointing(self, checkpoint: Checkpoint | None, count: int = 0) -> None:
+        """Run the first `count` blocks (0: all) as `checkpoint(block, *args)`; None switches it off."""
+        checkpoint_blocks(self.blocks, checkpoint, count)
 
     def attention_choices(self, dtype: torch.dtype | None = None) -> list[str]:
         """One line per kind of attention call: where, how long, which backend; `dtype` where autocast sets it."""
@@ -96,7 +95,7 @@ class ClipClassifier(nn.Module):
         """Patches of all tokens [B, N, P] -> tokens after the last block, fp32 [B, first + N, D]."""
         x = self.embed(patches, grid)
         scales = branch_scales(seeds, self.drop_path, self.size.depth, self.training)
-        return run_blocks(self.blocks, x, scales, self.checkpoint)
+        return run_blocks(self.blocks, x, scales)
 
     def forward_patches(self, patches: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Patches [B, N, P] in convolution order and the clips' seeds (for drop path and dropout) -> logits [B,
@@ -158,7 +157,6 @@ class VisionTransformer(ClipClassifier):
         self.size, self.grid, self.num_classes, self.pool = size, grid, num_classes, pool
         self.drop_path, self.head_drop, self.head_init_scale = drop_path, head_drop, head_init_scale
         self.attention = attention
-        self.checkpoint: Checkpoint | None = None
         self.patch_embed = PatchEmbed(size.dim, grid)
         self.cls_token = nn.Parameter(torch.empty(1, 1, size.dim)) if cls_token else None
         self.first = 1 if cls_token else 0  # where the tokens of the clip begin

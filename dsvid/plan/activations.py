@@ -18,13 +18,20 @@ FUSED = ("sdpa", "flash_attn")  # both keep q, k, v, the output and one fp32 num
 
 @dataclass(frozen=True)
 class Setting:
-    """How a micro-batch of `clips` runs: bytes of a weight, attention ("sdpa", "flash_attn", "math"), checkpointing."""
+    """How a micro-batch of `clips` runs: bytes of a weight, attention ("sdpa", "flash_attn", "math"), checkpointing,
+    of the first `blocks` blocks of each stack (0: all).
+    """
 
     clips: int
     weight: int
     attention: str
     checkpointing: bool = False
     on_host: bool = False
+    blocks: int = 0
+
+    def again(self, depth: int) -> int:
+        """How many blocks of a stack are computed twice."""
+        return min(depth, self.blocks or depth) if self.checkpointing else 0
 
 
 @dataclass(frozen=True)
@@ -67,15 +74,24 @@ def activations(spec: ModelSpec, count: TokenCounts, setting: Setting) -> Activa
     stacks = _stacks(spec, count)
     outside = _outside(spec, count, setting)
     working = max(_working(stack, setting) for stack in stacks)
-    inputs = sum(stack.depth * _residual(stack, setting) for stack in stacks)
-    if setting.checkpointing:
-        live = max(stack.saved(setting, stack.tokens) - _residual(stack, setting) for stack in stacks)
-        kept = 0 if setting.on_host else inputs
-        return Activations(outside + kept, live, working, host=inputs - kept)
-    saved = sum(
-        (stack.depth - 1) * stack.saved(setting, stack.tokens) + stack.saved(setting, stack.rows) for stack in stacks
-    )
-    return Activations(outside + saved, 0, working)
+    inputs = sum(setting.again(stack.depth) * _residual(stack, setting) for stack in stacks)
+    kept = 0 if setting.on_host else inputs
+    whole = sum(_saved_whole(stack, setting) for stack in stacks)
+    live = max(_recomputed(stack, setting) for stack in stacks)
+    return Activations(outside + kept + whole, live, working, host=inputs - kept)
+
+
+def _saved_whole(stack: _Stack, setting: Setting) -> int:
+    """Bytes of the blocks that are not computed twice, the last ones."""
+    whole = stack.depth - setting.again(stack.depth)
+    if whole == 0:
+        return 0
+    return (whole - 1) * stack.saved(setting, stack.tokens) + stack.saved(setting, stack.rows)
+
+
+def _recomputed(stack: _Stack, setting: Setting) -> int:
+    """Bytes of the block that is computed again; its input is there already."""
+    return stack.saved(setting, stack.tokens) - _residual(stack, setting) if setting.again(stack.depth) else 0
 
 
 def _stacks(spec: ModelSpec, count: TokenCounts) -> list[_Stack]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dsvid.errors import DsvidError
 from dsvid.plan.estimate import Plan, Question, estimate
 
 CHECKPOINTING = "activation_checkpointing.partition_activations"  # false: its default, and the section is there
+BLOCKS = "activation_checkpointing.number_checkpoints"
 OFFLOAD = "zero_optimization.offload_optimizer.device"
 
 
@@ -24,6 +25,7 @@ class Change:
     words: tuple[str, ...]
     why: str
     plan: Plan
+    kinds: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,13 @@ class Candidate:
 
     stage: int | None = None
     checkpointing: bool = False
+    blocks: int = 0  # that are computed twice; 0 = all
     micro: int | None = None
     offload: bool = False
+
+    def kinds(self) -> tuple[str, ...]:
+        """What is changed."""
+        return tuple(name for name in ("stage", "checkpointing", "micro", "offload") if getattr(self, name))
 
     def words(self) -> tuple[str, ...]:
         """What to type."""
@@ -50,7 +57,7 @@ class Candidate:
         if self.stage is not None:
             found["zero_optimization.stage"] = self.stage
         if self.checkpointing:
-            found[CHECKPOINTING] = False
+            found |= {BLOCKS: self.blocks} if self.blocks else {CHECKPOINTING: False}
         if self.offload:
             found[OFFLOAD] = "cpu"
         return found
@@ -61,7 +68,8 @@ class Candidate:
         if self.stage is not None:
             parts.append(f"ZeRO stage {self.stage}")
         if self.checkpointing:
-            parts.append("activation checkpointing (every block computed twice)")
+            which = f"the first {self.blocks} blocks" if self.blocks else "every block"
+            parts.append(f"activation checkpointing ({which} computed twice)")
         if self.micro is not None:
             parts.append(f"micro-batch {self.micro}, accumulated {plan.schedule.accumulation} times")
         if self.offload:
@@ -78,7 +86,7 @@ def candidates(plan: Plan) -> Iterator[Candidate]:
     smaller = [m for m in range(micro - 1, 0, -1) if share % m == 0 and m % repeat == 0]
     offloads = [False] if plan.settings.offload_optimizer else [False, True]
     for offload, size, checkpointing, stage in itertools.product(offloads, [None, *smaller], again, stages):
-        candidate = Candidate(stage, checkpointing, size, offload)
+        candidate = Candidate(stage, checkpointing, micro=size, offload=offload)
         # at stage 0 there is nothing that could be offloaded
         if candidate != Candidate() and (not offload or plan.settings.stage or stage):
             yield candidate
@@ -88,7 +96,24 @@ def cheapest(plan: Plan) -> Change | None:
     """The first candidate that fits; None where nothing does, or where there is no need."""
     if plan.fits is not False:
         return None
-    return next((change for change in _tried(plan.question, candidates(plan)) if change.plan.fits), None)
+    for candidate in candidates(plan):
+        for change in _tried(plan.question, iter([candidate])):
+            if change.plan.fits:
+                return _fewest_blocks(plan, candidate, change) if candidate.checkpointing else change
+    return None
+
+
+def _fewest_blocks(plan: Plan, candidate: Candidate, change: Change) -> Change:
+    """The change with as few blocks computed twice as fit: every one costs a forward."""
+    few, enough = 0, plan.spec.encoder_size.depth
+    while enough - few > 1:
+        count = (few + enough) // 2
+        tried = next(_tried(plan.question, iter([replace(candidate, blocks=count)])), None)
+        if tried is not None and tried.plan.fits:
+            enough, change = count, tried
+        else:
+            few = count
+    return change
 
 
 def others(plan: Plan, first: Change | None) -> list[Change]:
@@ -97,10 +122,10 @@ def others(plan: Plan, first: Change | None) -> list[Change]:
         return []
     found: dict[str, Change] = {}
     for candidate in candidates(plan):
-        kinds = [name for name in ("stage", "checkpointing", "micro", "offload") if getattr(candidate, name)]
-        if len(kinds) == 1 and kinds[0] not in found:
+        kinds = candidate.kinds()
+        if len(kinds) == 1 and kinds[0] not in found and (first is None or kinds != first.kinds):
             for change in _tried(plan.question, iter([candidate])):
-                if change.plan.fits and (first is None or change.words != first.words):
+                if change.plan.fits:
                     found[kinds[0]] = change
     return list(found.values())
 
@@ -111,4 +136,4 @@ def _tried(question: Question, tried: Iterator[Candidate]) -> Iterator[Change]:
             plan = estimate(question.changed(candidate.ours(), candidate.theirs()))
         except DsvidError:  # a change that this recipe or JSON refuses is none
             continue
-        yield Change(candidate.words(), candidate.why(plan), plan)
+        yield Change(candidate.words(), candidate.why(plan), plan, candidate.kinds())

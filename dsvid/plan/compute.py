@@ -40,9 +40,12 @@ class Rate:
         return self.peak * self.share
 
 
-def executed_flops(forward: ForwardFlops, *, checkpointing: bool) -> float:
-    """FLOPs of forward and backward of a clip as they run; checkpointing computes the blocks' forward once more."""
-    again = forward.blocks - forward.skipped if checkpointing else 0.0
+def executed_flops(forward: ForwardFlops, *, encoder_again: float = 0.0, decoder_again: float = 0.0) -> float:
+    """FLOPs of forward and backward of a clip as they run; checkpointing computes these shares of the blocks' forward
+    once more. What the decoder's last block skips is skipped there too.
+    """
+    again = encoder_again * forward.encoder + decoder_again * forward.decoder
+    again -= forward.skipped if decoder_again == 1 or (not forward.decoder and encoder_again == 1) else 0.0
     return forward.training - 3 * forward.skipped + again
 
 

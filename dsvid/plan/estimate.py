@@ -137,10 +137,13 @@ def estimate(question: Question) -> Plan:
     section = config.get("activation_checkpointing")
     setting = Setting(
         schedule.batch_micro, settings.weight, backend(recipe, spec, config), section is not None,
-        bool((section or {}).get("cpu_checkpointing")),
+        bool((section or {}).get("cpu_checkpointing")), deepspeed_json.checkpointed_blocks(config),
     )  # fmt: skip
     average = recipe.optim.ema_decay > 0
-    executed = compute.executed_flops(forward, checkpointing=setting.checkpointing)
+    executed = compute.executed_flops(
+        forward, encoder_again=_share_again(setting, spec.encoder_size.depth),
+        decoder_again=_share_again(setting, spec.decoder_size.depth) if spec.task == "pretrain" else 0.0,
+    )  # fmt: skip
     sent = compute.collective_bytes(settings, sizes.trained, schedule.accumulation)
     return Plan(
         question=question, recipe=recipe, config=config, schedule=schedule, videos=videos, spec=spec, count=count,
@@ -156,6 +159,10 @@ def estimate(question: Question) -> Plan:
     )  # fmt: skip
 
 
+def _share_again(setting: Setting, depth: int) -> float:
+    return setting.again(depth) / depth
+
+
 def backend(recipe: Recipe, spec: ModelSpec, config: dict[str, Any]) -> str:
     """The attention backend on a GPU. flash_attn keeps what sdpa keeps, and need not be installed here."""
     if recipe.model.attention == "flash_attn":
@@ -168,7 +175,7 @@ def _variants(spec: ModelSpec, count: TokenCounts, setting: Setting) -> dict[str
     """Bytes of activations for each backend, with and without checkpointing."""
     return {
         f"{kind}{', checkpointing' if again else ''}": activations(
-            spec, count, replace(setting, attention=kind, checkpointing=again)
+            spec, count, replace(setting, attention=kind, checkpointing=again, blocks=0)
         ).device
         for kind in ("sdpa", "math")
         for again in (False, True)

@@ -36,9 +36,9 @@ def test_a_run_that_does_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert "does not fit" in shown
-    assert "cheapest change: ds.activation_checkpointing.partition_activations=false" in shown
+    assert "cheapest change: ds.activation_checkpointing.number_checkpoints=28" in shown
     assert "or: batch.micro=32" in shown
-    assert main([*words, "ds.activation_checkpointing.partition_activations=false"]) == 0
+    assert main([*words, "ds.activation_checkpointing.number_checkpoints=28"]) == 0
     assert "\nfits: " in capsys.readouterr().out
 
 

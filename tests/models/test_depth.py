@@ -63,5 +63,5 @@ def test_every_block_runs_whatever_drops() -> None:
             return x
 
     scales = torch.zeros(1, 4, 2)
-    run_blocks(nn.ModuleList(Spy(i) for i in range(4)), torch.zeros(1, 3, 2), scales, None, first=2)
+    run_blocks(nn.ModuleList(Spy(i) for i in range(4)), torch.zeros(1, 3, 2), scales, first=2)
     assert calls == [0, 1, 2, 3]

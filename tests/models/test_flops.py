@@ -72,7 +72,7 @@ def test_forward_and_backward_against_torch_s_counter(name: str) -> None:
     parts = forward_flops(spec, **ratios)
     forward = parts.patch_embed + parts.blocks + parts.rest - parts.skipped
     assert forward == pytest.approx(counted(spec, ratios), rel=0.002)
-    assert executed_flops(parts, checkpointing=False) == pytest.approx(counted(spec, ratios, backward=True), rel=0.02)
+    assert executed_flops(parts) == pytest.approx(counted(spec, ratios, backward=True), rel=0.02)
 
 
 @pytest.mark.parametrize("attention", ["math", "sdpa"])
@@ -100,8 +100,10 @@ def test_forward_against_deepspeed_s_profiler(
 def test_checkpointing_adds_the_forward_of_the_blocks() -> None:
     spec, ratios = SPECS["dual"]
     parts = forward_flops(spec, **ratios)
-    more = executed_flops(parts, checkpointing=True) - executed_flops(parts, checkpointing=False)
-    assert more == parts.blocks - parts.skipped
+    once = executed_flops(parts)
+    assert executed_flops(parts, encoder_again=1, decoder_again=1) - once == parts.blocks - parts.skipped
+    half = executed_flops(parts, encoder_again=0.5, decoder_again=0.25) - once
+    assert half == pytest.approx(0.5 * parts.encoder + 0.25 * parts.decoder), "the last block is not among them"
 
 
 @pytest.mark.parametrize("key", list(PUBLISHED_SIZES), ids=lambda key: re.sub(r"\W+", "-", " ".join(key)))

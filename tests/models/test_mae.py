@@ -39,7 +39,7 @@ def test_predictions_are_those_of_the_first_decoded_tokens() -> None:
 def test_the_last_block_leaves_out_only_what_nobody_reads() -> None:
     model = MaskedAutoencoder(ENCODER, DECODER, GRID)
     patches, visible, decoded = _inputs()
-    tokens = model.encoder_to_decoder(model.encoder(patches, visible, None, None))
+    tokens = model.encoder_to_decoder(model.encoder(patches, visible, None))
     rows = model.decoder_positions.rows
     x = torch.cat((tokens + rows(visible), model.mask_token + rows(decoded)), dim=1)
     for block in model.decoder.blocks:
@@ -75,6 +75,23 @@ def test_checkpointing_changes_no_gradient(reentrant: bool, drop_path: float) ->
         _step(model, patches, visible, decoded, 18, torch.tensor([1, 2]))
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+@pytest.mark.parametrize(("count", "encoder", "decoder"), [(0, 2, 2), (1, 1, 1), (2, 2, 2), (5, 2, 2)])
+def test_the_first_blocks_are_checkpointed(count: int, encoder: int, decoder: int) -> None:
+    model = MaskedAutoencoder(ENCODER, DECODER, GRID).train()
+    run: list[object] = []
+
+    def function(block: torch.nn.Module, *args: torch.Tensor) -> torch.Tensor:
+        run.append(block)
+        return checkpoint(block, *args, use_reentrant=False)  # type: ignore[no-any-return]
+
+    model.set_checkpointing(function, count)
+    _step(model, *_inputs(), 18, torch.tensor([1, 2]))
+    assert run == [*model.encoder.blocks[:encoder], *model.decoder.blocks[:decoder]]
+    model.set_checkpointing(None)
+    _step(model, *_inputs(), 18, torch.tensor([1, 2]))
+    assert len(run) == encoder + decoder
 
 
 @pytest.mark.parametrize("mode", ["autocast", "bf16 weights"])

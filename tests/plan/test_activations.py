@@ -72,7 +72,13 @@ def forward_of(model: Any, spec: ModelSpec, count: TokenCounts, clips: int, devi
 
 
 def both(
-    spec: ModelSpec, dual: float, dtype: torch.dtype, clips: int, checkpointed: bool, device: str = "cpu"
+    spec: ModelSpec,
+    dual: float,
+    dtype: torch.dtype,
+    clips: int,
+    checkpointed: bool,
+    device: str = "cpu",
+    blocks: int = 0,
 ) -> tuple[Activations, int]:
     """(the formula, what autograd saves)."""
     count = token_counts(spec, mask_ratio=0.9, decoder_mask_ratio=dual)
@@ -80,8 +86,8 @@ def both(
         model: Any = build_model(spec, seed=None).to(dtype)
     for parameter in model.parameters():
         parameter.data.zero_()  # whatever was in that memory may be slow to compute with
-    model.set_checkpointing(again if checkpointed else None)
-    setting = Setting(clips, dtype.itemsize, spec.attention, checkpointing=checkpointed)
+    model.set_checkpointing(again if checkpointed else None, blocks)
+    setting = Setting(clips, dtype.itemsize, spec.attention, checkpointing=checkpointed, blocks=blocks)
     return activations(spec, count, setting), saved_bytes(model, forward_of(model, spec, count, clips, device))
 
 
@@ -102,6 +108,18 @@ def test_what_autograd_saves(shape: str, attention: str, dtype: torch.dtype, che
 def test_other_architectures_and_heads(shape: str, attention: str, dtype: torch.dtype, checkpointed: bool) -> None:
     formula, real = both(ModelSpec(attention=attention, **OTHERS[shape]), 0.0, dtype, 2, checkpointed)
     assert formula.saved == pytest.approx(real, rel=SHARE)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 9])
+@pytest.mark.parametrize("shape", ["v1", "dual", "classify"])
+def test_some_blocks_computed_twice(shape: str, blocks: int) -> None:
+    fields, dual = SHAPES[shape]
+    deeper = {**fields, "depth": 4} | ({"decoder_depth": 2} if shape != "classify" else {})
+    spec = ModelSpec(attention="sdpa", **deeper)
+    formula, real = both(spec, dual, torch.float32, 2, True, blocks=blocks)
+    assert formula.saved == pytest.approx(real, rel=0.02)
+    fewer, _ = both(spec, dual, torch.float32, 2, True)
+    assert (formula.saved > fewer.saved) is (blocks < 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

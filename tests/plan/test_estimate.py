@@ -45,7 +45,9 @@ def test_six_billion_need_checkpointing_on_64_gpus() -> None:
     assert plan.states.device / GIB == pytest.approx(16 * 5918.7e6 / 64 / GIB, rel=0.01)
     assert plan.flops_model / 1e9 == pytest.approx(7580, rel=0.01)
     change = cheapest(plan)
-    assert change is not None and change.words == ("ds.activation_checkpointing.partition_activations=false",)
+    assert change is not None and change.words == ("ds.activation_checkpointing.number_checkpoints=28",)
+    fewer = plan.question.changed({}, {"activation_checkpointing.number_checkpoints": 27})
+    assert estimate(fewer).fits is False, "as few as fit"
     assert [other.words for other in others(plan, change)] == [("batch.micro=32",)]
     again = retyped(plan, change)
     assert again.checkpointing and again.fits and again.peak == change.plan.peak
@@ -62,7 +64,7 @@ def retyped(plan: Plan, change: Change) -> Plan:
     ("words", "memory", "wanted"),
     [
         ({"zero_optimization.stage": 0}, 28, ("ds.zero_optimization.stage=1",)),
-        ({"zero_optimization.stage": 2}, 20, ("ds.activation_checkpointing.partition_activations=false",)),
+        ({"zero_optimization.stage": 2}, 20, ("ds.activation_checkpointing.number_checkpoints=3",)),
         ({"zero_optimization.stage": 3, "activation_checkpointing": {}}, 6.5, ("batch.micro=16",)),
     ],
 )
