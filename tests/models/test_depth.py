@@ -53,6 +53,8 @@ def test_every_block_runs_whatever_drops() -> None:
     calls: list[int] = []
 
     class Spy(nn.Module):
+        checkpoint = None
+
         def __init__(self, index: int) -> None:
             super().__init__()
             self.index = index
