@@ -22,9 +22,13 @@ SHOWN_FAULTS = 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One sub-subcommand per tool."""
     tools = parser.add_subparsers(dest="tool", metavar="|".join(TOOLS), required=True)
+    shape = argparse.RawDescriptionHelpFormatter
     for name, (text, epilog, add, _) in TOOLS.items():
-        add(tools.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog,
-                             allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter), _cores())  # fmt: skip
+        about = f"{text[0].upper()}{text[1:]}."
+        tool = tools.add_parser(
+            name, help=text, description=about, epilog=epilog, allow_abbrev=False, formatter_class=shape
+        )
+        add(tool, _cores())
     parser.epilog = "example: dsvid data check train.csv; dsvid data pack train.csv packed/train --short-side 256"
 
 

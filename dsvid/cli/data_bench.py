@@ -114,6 +114,8 @@ def _sample(manifest: Manifest, count: int, config: Any, workers: int) -> tuple[
 def _measure(
     sample: list[Entry], facts: list[Facts], folder: Path, config: Any, args: argparse.Namespace
 ) -> dict[str, Any]:
+    from tqdm import tqdm
+
     from dsvid.cli.bench_loader import through_loader
     from dsvid.data.decoder_choice import choose_decoder
     from dsvid.data.manifest import format_list, read_list
@@ -134,12 +136,11 @@ def _measure(
         arms["packed"] = (folder / "packed", base)
         storage["packed"] = _pack(manifest, folder / "packed", args.workers)
     rates: dict[str, list[float]] = {f"{name} {samples}": [] for name in arms for samples in (1, REPEATED)}
-    for turn in range(args.repeats + 1):
-        for name, (source, section) in arms.items():
-            for samples in (1, REPEATED):
-                rate = through_loader(source, samples, turn, args.workers, args.clips, section)
-                if turn:  # the first turn fills the system's cache
-                    rates[f"{name} {samples}"].append(rate / args.workers)
+    order = [(turn, arm, samples) for turn in range(args.repeats + 1) for arm in arms for samples in (1, REPEATED)]
+    for turn, arm, samples in tqdm(order, unit="turn", disable=None, leave=False):
+        rate = through_loader(arms[arm][0], samples, turn, args.workers, args.clips, arms[arm][1])
+        if turn:  # the first turn fills the system's cache
+            rates[f"{arm} {samples}"].append(rate / args.workers)
     medians = {
         name: {str(samples): statistics.median(rates[f"{name} {samples}"]) for samples in (1, REPEATED)}
         for name in arms

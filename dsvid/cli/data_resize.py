@@ -22,18 +22,21 @@ def add_arguments(parser: argparse.ArgumentParser, cores: int) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder for them; then data.train=OUT/list.csv")
     parser.add_argument("--root", default="", metavar="DIR", help="folder that relative paths of the list start from")
     parser.add_argument("--short-side", type=int, default=320, metavar="N", help="pixels; nothing is enlarged (320)")
-    parser.add_argument("--gop", type=int, default=12, metavar="N",
-                        help="frames from key frame to key frame: fewer are quicker to read and larger (12)")  # fmt: skip
     parser.add_argument(
-        "--crf", type=int, default=20, metavar="Q", help="quality of H.264, 0 to 51, lower is better (20)"
+        "--gop",
+        type=int,
+        default=12,
+        metavar="N",
+        help="frames from key frame to key frame: fewer, quicker to read, larger (12)",
     )
+    parser.add_argument("--crf", type=int, default=20, metavar="Q", help="of H.264, 0 to 51, lower is better (20)")
     parser.add_argument("--fps", type=float, metavar="F", help="keep the frames nearest to the times k/F (all frames)")
     parser.add_argument("--limit", type=float, default=1800.0, metavar="S", help="seconds for one video (1800)")
     parser.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (all cores)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Code anew, print storage before and after. Returns 1 where videos could not be read. Raises DataError, OSError."""
+    """Code anew, print storage before and after. Returns 1 where some could not be read. Raises DataError, OSError."""
     from dsvid.cli.data_check import check_values
     from dsvid.data.manifest import read_list
     from dsvid.data.video_resize import BAD, LIST, ResizeOptions, Resizing

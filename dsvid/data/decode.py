@@ -349,7 +349,7 @@ class PyavSource:
     def coding(self) -> tuple[str, str, list[int]]:
         """Codec, pixel format, lengths of the groups of pictures: packets from each key frame to the next."""
         context, starts = self._stream.codec_context, sorted(self._places.values())
-        groups = [after - start for start, after in zip(starts, [*starts[1:], self.frames], strict=True)]
+        groups = [after - start for start, after in zip(starts, [*starts[1:], self.frames], strict=False)]
         return context.codec.canonical_name, context.pix_fmt or "", groups
 
     def pixel_aspect(self) -> Fraction:

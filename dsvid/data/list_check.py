@@ -19,7 +19,6 @@ from dsvid.data.guarded_work import GivenUp, run_guarded
 from dsvid.data.manifest import Entry, Manifest, open_split, read_list
 from dsvid.data.shards import is_packed
 from dsvid.data.video_facts import Facts, Look, look_at
-from dsvid.data.zip_packing import one_line
 from dsvid.errors import DataError
 from dsvid.publish import publish_file, publish_text
 
@@ -32,7 +31,7 @@ STATE_VERSION = 1
 class Rules:
     """What makes a line bad besides that its video cannot be read; `num_classes` 0: labels need only be there."""
 
-    look: Look = Look()
+    look: Look = field(default_factory=Look)
     num_frames: int = 16
     sampling_rate: int = 4
     num_classes: int = 0

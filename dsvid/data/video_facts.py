@@ -140,12 +140,14 @@ def _look_at_frames(entry: Entry, index: PyavSource, full: bool, facts: Facts) -
     if end > index.frames:
         raise _Wrong(TOO_FEW, f"the list asks for frames {first} .. {end - 1} of {index.frames}")
     facts.frames = end - first
-    for number in sorted({first, end - 1}):
-        facts.height, facts.width = index.read([number])[0].shape[:2]
-    if full:
-        _decode_all(index, first, end)
-    if index.note:
-        raise _Wrong(CUT_OFF, index.note)
+    try:
+        for number in sorted({first, end - 1}):
+            facts.height, facts.width = index.read([number])[0].shape[:2]
+        if full:
+            _decode_all(index, first, end)
+    finally:
+        if index.note:  # the cause also of a last frame that cannot be decoded
+            raise _Wrong(CUT_OFF, index.note)
 
 
 def _decode_all(index: PyavSource, first: int, end: int) -> None:

@@ -140,7 +140,8 @@ class Resizing:
 
     def _clear(self) -> None:
         for scratch in self.folder.rglob(f".*{SCRATCH_MARK}*"):  # of processes that were killed
-            scratch.unlink(missing_ok=True)
+            if scratch.is_file():
+                scratch.unlink(missing_ok=True)
 
     def _make(self, number: int) -> Made:
         path = self.videos[number]
@@ -150,8 +151,9 @@ class Resizing:
         except (OSError, ValueError):
             return Made(path, error=MISSING)
         with suppress(OSError):
-            if target.stat().st_mtime_ns == facts.st_mtime_ns:
-                return Made(path, already=True, before=facts.st_size, after=target.stat().st_size)
+            there = target.stat()
+            if int(there.st_mtime) == int(facts.st_mtime):  # some file systems keep whole seconds
+                return Made(path, already=True, before=facts.st_size, after=there.st_size)
 
         def write(scratch: Path) -> None:
             resize_video(path, scratch, self.options)
@@ -187,13 +189,17 @@ def target_names(paths: list[str], base: Path) -> dict[str, str]:
     root = os.path.normpath(base)
     if any(not PurePath(path).is_relative_to(root) for path in plain.values()):
         root = os.path.commonpath([os.path.dirname(path) for path in plain.values()])
-    names = {path: os.path.relpath(each, root) for path, each in plain.items()}
-    # two files may differ by their endings, or as a letter case that a file system does not tell apart
-    stems = Counter(os.path.splitext(name)[0].casefold() for name in {*names.values()})
-    return {
-        path: (name if stems[os.path.splitext(name)[0].casefold()] > 1 else os.path.splitext(name)[0]) + ".mp4"
-        for path, name in names.items()
-    }
+    full = {path: os.path.relpath(each, root) for path, each in plain.items()}
+    # videos may differ by their endings only, or by a letter case that a file system does not tell apart
+    alike = Counter(_stem(name) for name in {*full.values()})
+    names = {path: os.path.splitext(name)[0] if alike[_stem(name)] == 1 else name for path, name in full.items()}
+    if len({name.casefold() for name in names.values()}) < len({*full.values()}):  # a.avi, a.mp4 and a.avi.mkv
+        names = full
+    return {path: f"{name}.mp4" for path, name in names.items()}
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0].casefold()
 
 
 @contextmanager
