@@ -152,11 +152,15 @@ def _look_at_frames(entry: Entry, index: PyavSource, full: bool, facts: Facts) -
 
 def _decode_all(index: PyavSource, first: int, end: int) -> None:
     seen, patched = set(), 0
-    for number, frame in index.decode_from(0):
-        if number >= end:
-            break
-        seen.add(number)
-        patched += first <= number and frame.is_corrupt
+    try:
+        for number, frame in index.decode_from(0):
+            if number >= end:
+                break
+            seen.add(number)
+            patched += first <= number and frame.is_corrupt
+    except Exception as error:  # av.error.*
+        text = f"decoding stops behind frame {max(seen, default=-1)} of {index.frames}: {_ffmpeg_says(error)}"
+        raise _Wrong(DAMAGED, text) from error
     missing = [number for number in range(first, end) if number not in seen]
     if missing:
         raise _Wrong(DAMAGED, f"{len(missing)} of {end - first} frames cannot be decoded, frame {missing[0]} first")

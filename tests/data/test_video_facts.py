@@ -91,6 +91,12 @@ def test_only_a_full_look_sees_damage_in_the_middle(tmp_path: Path) -> None:
     path.write_bytes(blob)
     assert look_at(video(path, 0, 10), Look(full=True)).cause == "", "not in the first frames"
     assert look_at(video(path), Look(full=True)).cause == video_facts.DAMAGED
+    blob = bytearray(write_video(path, 60, 128, 160, g=60, bf=0).read_bytes())
+    middle = start + (blob.index(b"moov") - start) * 7 // 10
+    blob[middle : middle + 2] = b"\xff\xff"
+    path.write_bytes(blob)
+    assert look_at(video(path), Look()).cause == ""
+    assert look_at(video(path), Look(full=True)).text == "1 of 60 frames are patched up by the decoder"
 
 
 def test_folders_of_pictures(pictures: Path) -> None:
