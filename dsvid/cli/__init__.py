@@ -29,7 +29,7 @@ COMMANDS = {
     "convert": ("convert", "weights of any known family -> a dsvid, Hugging Face or VideoMAE layout"),
     "consolidate": ("consolidate", "ZeRO shards of a run or checkpoint -> one fp32 weight folder"),
     "ava": ("ava", "AVA's files: json from the csv, person boxes from a csv, a small generated set"),
-    "data": ("data", "lists of videos: packed into shards, which are read without decoding video"),
+    "data": ("data", "lists of videos: checked, timed, coded anew, packed into shards"),
     "traffic": ("traffic", "traffic data: split lists, zips of frames, their check, footage, a small generated set"),
     "metrics": (
         "metrics",

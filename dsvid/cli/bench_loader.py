@@ -170,8 +170,11 @@ def _arms(videos: list[Path], loose: Path, packed: Path, args: argparse.Namespac
     }
 
 
-def _config(source: Path, samples: int = 1, workers: int = 0) -> Any:
+def _config(source: Path, samples: int = 1, workers: int = 0, base: Any = None) -> Any:
     from dsvid.recipe import DataConfig
+
+    if base is not None:
+        return base.model_copy(update={"train": str(source), "num_sample": samples, "num_workers": workers})
 
     return DataConfig(train=str(source), num_frames=FRAMES, sampling_rate=DISTANCE, input_size=SIDE,
                       num_sample=samples, num_workers=workers)  # fmt: skip
@@ -288,11 +291,11 @@ def _hear(pipes: list[Any], processes: list[Any]) -> None:
             raise DataError("a process that reads failed", found=text, expected="videos that every arm can read")
 
 
-def through_loader(source: Path, samples: int, turn: int, workers: int, clips: int) -> float:
-    """Clips a second that a trainer gets which does nothing with them."""
+def through_loader(source: Path, samples: int, turn: int, workers: int, clips: int, base: Any = None) -> float:
+    """Clips a second that a trainer gets which does nothing with them; `base` a data section instead of the usual."""
     from dsvid.data.loader import TrainLoader
 
-    loader = TrainLoader(_config(source, samples, workers), seed=turn, batch_total=MICRO, batch_micro=MICRO)
+    loader = TrainLoader(_config(source, samples, workers, base), seed=turn, batch_total=MICRO, batch_micro=MICRO)
     batches = iter(loader)
     # as many as may be ready before the clock starts: what is counted is made while it runs
     for _ in range(workers * loader.reader.config.prefetch + 1):

@@ -1,11 +1,16 @@
-"""`dsvid data`: prepares lists of videos for training; `pack` writes them as shards that hold JPEGs or small mp4s."""
+"""`dsvid data`: looks at lists of videos and prepares them; `pack` writes shards that hold JPEGs or small mp4s."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from dsvid.cli import data_bench, data_check, data_resize
 
 if TYPE_CHECKING:
     from dsvid.data.shard_packing import Packing
@@ -16,23 +21,36 @@ SHOWN_FAULTS = 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One sub-subcommand per tool."""
-    tools = parser.add_subparsers(dest="tool", metavar="pack", required=True)
-    text = "Videos of a list -> packed shards (WebDataset's layout and an index); resumable: call it again."
-    _add_pack(tools.add_parser("pack", help=text, description=text, allow_abbrev=False))
-    parser.epilog = "example: dsvid data pack train.csv packed/train --short-side 256"
+    tools = parser.add_subparsers(dest="tool", metavar="|".join(TOOLS), required=True)
+    shape = argparse.RawDescriptionHelpFormatter
+    for name, (text, epilog, add, _) in TOOLS.items():
+        about = f"{text[0].upper()}{text[1:]}."
+        tool = tools.add_parser(
+            name, help=text, description=about, epilog=epilog, allow_abbrev=False, formatter_class=shape
+        )
+        add(tool, _cores())
+    parser.epilog = "example: dsvid data check train.csv; dsvid data pack train.csv packed/train --short-side 256"
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     """Do what was asked for. Raises DataError."""
     from dsvid.errors import DataError
 
     try:
-        _pack(args)
+        return TOOLS[args.tool][3](args) or 0
     except OSError as error:
-        raise DataError(f"{args.out} cannot be written", found=str(error), fix="another place") from error
+        place = getattr(args, "out", None) or getattr(args, "output", None) or "a file"
+        raise DataError(f"{place} cannot be written", found=str(error), fix="another place") from error
+    except KeyboardInterrupt:
+        print("stopped; the same call goes on where it can", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
-def _add_pack(parser: argparse.ArgumentParser) -> None:
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _add_pack(parser: argparse.ArgumentParser, cores: int) -> None:
     parser.add_argument("list", metavar="LIST", help="a list file, as data.train takes it")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder for the shards; then data.train=OUT")
     parser.add_argument("--root", default="", metavar="DIR", help="folder that relative paths of the list start from")
@@ -43,7 +61,6 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard-mb", type=int, default=512, metavar="N", help="a shard is closed from this size on (512)"
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--jobs", type=int, default=cores, metavar="N", help="processes (all cores)")
     parser.add_argument("--decoder", choices=("auto", "decord", "pyav", "torchcodec"), default="auto")
     parser.add_argument("--frame-name", default="img_{:05}.jpg", metavar="NAME", help="of frame folders' pictures")
@@ -123,3 +140,13 @@ def _run(packing: Packing, jobs: int) -> None:
                     bar.write(f"not packed: {sample.error}")
 
         packing.run(jobs, tell)
+
+
+Tool = tuple[str, str, Callable[[argparse.ArgumentParser, int], None], Callable[[argparse.Namespace], int | None]]
+PACK = "videos of a list -> packed shards (WebDataset's layout and an index); resumable: call it again"
+TOOLS: dict[str, Tool] = {
+    "check": (data_check.TEXT, data_check.EPILOG, data_check.add_arguments, data_check.run),
+    "bench": (data_bench.TEXT, data_bench.EPILOG, data_bench.add_arguments, data_bench.run),
+    "resize": (data_resize.TEXT, data_resize.EPILOG, data_resize.add_arguments, data_resize.run),
+    "pack": (PACK, "example: dsvid data pack train.csv packed/train --short-side 256", _add_pack, _pack),
+}

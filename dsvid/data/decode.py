@@ -282,6 +282,7 @@ class PyavSource:
         times: list[int | None] = []
         keys: dict[int, int] = {}  # time of a key frame -> its place among the packets
         hidden = 0  # by an edit list
+        latest, self.reordered = -(1 << 63), 0  # frames that are stored after one that is shown later
         for packet in self._container.demux(self._stream):
             if packet.size == 0 or packet.is_discard:
                 hidden += packet.is_discard
@@ -289,6 +290,9 @@ class PyavSource:
             if packet.is_keyframe and packet.pts is not None:
                 keys[packet.pts] = len(times)
             times.append(packet.pts)
+            if packet.pts is not None:
+                self.reordered += packet.pts < latest
+                latest = max(latest, packet.pts)
         if not times:
             raise DataError(f"{self.path}: the video has no frames")
         known = sorted({time for time in times if time is not None})
@@ -321,14 +325,14 @@ class PyavSource:
             key = self._key_before(number)
             if ahead is None or key > at + 1:
                 ahead, at = self.decode_from(key, needed), -1
-            picture, at = self._advance(ahead, number)
+            picture, at = self.advance(ahead, number)
             for _ in range(_MOST_KEYS_BACK):
                 if picture is not None or key == 0:
                     break
                 # the seek fell behind the frame (open group of pictures, coarse index): start one key frame earlier
                 key = self._key_before(key - 1)
                 ahead = self.decode_from(key, needed)
-                picture, at = self._advance(ahead, number)
+                picture, at = self.advance(ahead, number)
             if picture is None:
                 raise DataError(f"{self.path}: frame {number} of {self.frames} cannot be decoded (damaged or cut off)")
             pictures[number] = picture
@@ -341,6 +345,12 @@ class PyavSource:
             times: NDArray[np.float64] = (np.asarray(self._times, dtype=np.float64) - self._times[0]) * float(base)
             return times
         return np.arange(self.frames, dtype=np.float64) / (self.fps or DEFAULT_FPS)
+
+    def coding(self) -> tuple[str, str, list[int]]:
+        """Codec, pixel format, lengths of the groups of pictures: packets from each key frame to the next."""
+        context, starts = self._stream.codec_context, sorted(self._places.values())
+        groups = [after - start for start, after in zip(starts, [*starts[1:], self.frames], strict=False)]
+        return context.codec.canonical_name, context.pix_fmt or "", groups
 
     def pixel_aspect(self) -> Fraction:
         """Width of a pixel over its height."""
@@ -417,7 +427,7 @@ class PyavSource:
         self._stream.codec_context.thread_count = 1
 
     @staticmethod
-    def _advance(ahead: Iterator[tuple[int, Any]], number: int) -> tuple[Frames | None, int]:
+    def advance(ahead: Iterator[tuple[int, Any]], number: int) -> tuple[Frames | None, int]:
         for found, frame in ahead:
             if found == number:
                 turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4

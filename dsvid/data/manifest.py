@@ -16,6 +16,7 @@ import hashlib
 import os
 import re
 from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -77,7 +78,7 @@ class Manifest:
     def __getitem__(self, index: int) -> Entry:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        path = self._text[self._ends[index] : self._ends[index + 1]].decode()
+        path = self.listed_path(index)
         if self.packed:
             return Entry(path, self._labels[index], index, -1, "packed", self.packed)
         kind: Kind = "frames" if self._folders[index] else "video"
@@ -90,6 +91,10 @@ class Manifest:
     def path(self, index: int) -> str:
         """The path of entry `index`."""
         return self[index].path
+
+    def listed_path(self, index: int) -> str:
+        """The path of entry `index` as the list has it."""
+        return self._text[self._ends[index] : self._ends[index + 1]].decode()
 
     def line_number(self, index: int) -> int:
         """1-based line of the list that entry `index` comes from."""
@@ -149,13 +154,18 @@ def open_split(value: str, split: str, root: str = "") -> Manifest:
     return read_list(path, root)
 
 
-def read_list(path: str | Path, root: str = "") -> Manifest:
+OnBadLine = Callable[[int, str, DataError], object]  # line number, its text, what is wrong
+
+
+def read_list(path: str | Path, root: str = "", on_bad_line: OnBadLine | None = None) -> Manifest:
     """Read a list file. Relative paths start from `root`, without it from the list's folder.
 
     Where the first relative path is not in the list's folder but is in the working folder, that one is taken for the
-    whole list (`Manifest.base` says which), as the original systems' lists expect. Raises DataError with line numbers.
+    whole list (`Manifest.base` says which), as the original systems' lists expect. Raises DataError with line numbers;
+    with `on_bad_line` that hears of every line that is not understood, and the list goes on without it.
     """
     path = Path(path)
+    bad = 0
     blob = _read_text_bytes(path)
     base = Path(root).expanduser() if root else path.parent
     if root and not base.is_dir():
@@ -167,17 +177,37 @@ def read_list(path: str | Path, root: str = "") -> Manifest:
         text = line.strip()
         if not text or text.startswith("#"):
             continue
-        fields = _split(text, path, number)
-        if header_allowed and (columns := _header(fields, path, number)) is not None:
-            header_allowed = False
-            continue
-        header_allowed = False
-        manifest.append(_entry(fields, columns, path, number), number)
-    if not len(manifest):
+        try:
+            fields = _split(text, path, number)
+            first, header_allowed = header_allowed, False
+            header = _header(fields, path, number) if first else None
+            if header is None:
+                manifest.append(_entry(fields, columns, path, number), number)
+            else:
+                columns = header
+        except DataError as error:
+            if on_bad_line is None:
+                raise
+            bad += 1
+            on_bad_line(number, text, error)
+    if not len(manifest) and not bad:
         raise DataError(f"{path} has no entries", found="blank lines, comments or a header only", expected=EXAMPLE)
-    if not root:
+    if not root and len(manifest):
         _settle_base(manifest)
     return manifest
+
+
+def format_list(entries: Sequence[Entry]) -> str:
+    """The text of a list that `read_list` reads as these entries: `path,label`, with a header where ranges need it."""
+    ranges = any(entry.total > 0 for entry in entries)
+    lines = ["path,start,total,label"] if ranges else []
+    for entry in entries:
+        path = entry.path
+        if not path or re.search(r"""[\s,"'#]""", path):
+            path = '"' + path.replace('"', '""') + '"'
+        numbers = (entry.start, entry.total, entry.label) if ranges else (entry.label,)
+        lines.append(",".join([path, *map(str, numbers)]))
+    return "\n".join(lines) + "\n"
 
 
 def _read_text_bytes(path: Path) -> bytes:

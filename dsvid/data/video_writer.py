@@ -22,14 +22,22 @@ class VideoWriter:
     """Encodes pictures of one size as they come."""
 
     def __init__(
-        self, container: Any, fps: float, width: int, height: int, *, key_every: int = 0, threads: int = 0
+        self,
+        container: Any,
+        fps: float,
+        width: int,
+        height: int,
+        *,
+        key_every: int = 0,
+        threads: int = 0,
+        crf: int = CRF,
     ) -> None:
         if width % 2 or height % 2:
             raise DataError("an mp4 for browsers has even sides", found=f"{width} x {height}")
         self._container = container
         rate = Fraction(fps).limit_denominator(1001)
         # a picture two seconds after the last key frame at most, so that players can jump
-        options = {"crf": str(CRF), "preset": "veryfast", "g": str(key_every or max(1, round(2 * fps)))}
+        options = {"crf": str(crf), "preset": "veryfast", "g": str(key_every or max(1, round(2 * fps)))}
         try:
             self._stream = container.add_stream("libx264", rate=rate, options=options)
         except ValueError as error:  # an FFmpeg of the system's, built without it
@@ -59,7 +67,7 @@ class VideoWriter:
 
 @contextmanager
 def open_writer(
-    path: Path, fps: float, width: int, height: int, *, key_every: int = 0, threads: int = 0
+    path: Path, fps: float, width: int, height: int, *, key_every: int = 0, threads: int = 0, crf: int = CRF
 ) -> Iterator[VideoWriter]:
     """Write `path`; whoever publishes it renames it. Its index comes first, so that players start at once.
 
@@ -70,7 +78,7 @@ def open_writer(
 
     try:
         with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            writer = VideoWriter(container, fps, width, height, key_every=key_every, threads=threads)
+            writer = VideoWriter(container, fps, width, height, key_every=key_every, threads=threads, crf=crf)
             yield writer
             writer.finish()
     except av.FFmpegError as error:

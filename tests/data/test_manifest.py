@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dsvid.data.manifest import Entry, open_split, read_list
+from dsvid.data.manifest import Entry, format_list, open_split, read_list
 from dsvid.errors import DataError
 
 
@@ -172,3 +172,33 @@ def test_a_list_is_known_by_its_sum_and_stays_small(tmp_path):
     assert manifest.sha256 != read_list(write(tmp_path, lines + "x.mp4 1\n", "other.csv")).sha256
     assert len(pickle.dumps(manifest)) < len(lines) + 26 * 20_000
     assert manifest[12_345].path.endswith("class_345/video_0012345.mp4") and manifest[12_345].label == 345
+
+
+def test_bad_lines_can_be_heard_of_instead_of_ending_the_reading(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("path label\na.mp4 1\nb.mp4\nc.mp4 x\n\nd.mp4 2\n")
+    heard = []
+    manifest = read_list(path, "", lambda line, text, error: heard.append((line, text, str(error).split("\n")[0])))
+    assert [(manifest.line_number(number), manifest.labels[number]) for number in range(len(manifest))] == [
+        (2, 1),
+        (6, 2),
+    ]
+    assert [(line, text) for line, text, _ in heard] == [(3, "b.mp4"), (4, "c.mp4 x")]
+    assert "line 4: 'x' where a whole number belongs" in heard[1][2]
+
+
+def test_what_is_written_is_read_as_the_same_entries(tmp_path):
+    plain = [
+        Entry("a b.mp4", 3, 0, -1, "video"),
+        Entry('q"u,o.mp4', -1, 0, -1, "video"),
+        Entry("#x", 0, -1, -1, "frames"),
+    ]
+    ranges = [Entry("a.mp4", 3, 5, 20, "video"), Entry("b.mp4", -1, 0, -1, "video"), Entry("f 1", 2, 7, 9, "frames")]
+    for entries in (plain, ranges):
+        path = tmp_path / "list.csv"
+        path.write_text(format_list(entries))
+        manifest = read_list(path)
+        assert [manifest.listed_path(number) for number in range(len(manifest))] == [entry.path for entry in entries]
+        assert [(each.label, each.start, each.total, each.kind) for each in map(manifest.__getitem__, range(3))] == [
+            (each.label, each.start, each.total, each.kind) for each in entries
+        ]
