@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("video", type=Path, metavar="VIDEO", help="a video file of any length")
     parser.add_argument("--weights", type=Path, required=True, metavar="W",
-                        help="of pre-training, with the decoder: a run or weight folder, or a file of any family")  # fmt: skip
+                        help="of pre-training, with decoder: a run or weight folder, a file of any family")  # fmt: skip
     parser.add_argument("-o", "--out", type=Path, action="append", required=True, metavar="FILE",
                         help=".png, .mp4, .html, .json; once for each")  # fmt: skip
     parser.add_argument("--mask-ratio", type=float, default=None, metavar="R",

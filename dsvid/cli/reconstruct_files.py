@@ -73,8 +73,8 @@ class Outputs:
         ]
         if objective.norm_pix:
             told.append(
-                "The model predicts each patch without its mean and contrast: both are taken from the original. The row "
-                "'means only' shows what the means alone give; what is sharper or moves in 'rebuilt' is the model's."
+                "The model predicts each patch without its mean and contrast: both are taken from the original. "
+                "'means only' shows what the means alone give; what is sharper in 'rebuilt' is the model's."
             )
         else:
             told.append("The model predicts pixels; nothing of a hidden patch is taken from the original.")

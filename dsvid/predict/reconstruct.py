@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dsvid.data.order import sample_seed
 from dsvid.data.stream import VideoStream, clips_of
 from dsvid.data.windows import Window
-from dsvid.errors import CheckpointError, NoDecoderError
+from dsvid.errors import CheckpointError, NoDecoderError, RecipeError
 from dsvid.objectives import PretrainObjective
 from dsvid.predict.clips import centre_square
 from dsvid.predict.settings import Settings
@@ -83,9 +83,14 @@ def open_autoencoder(
         notes.append("the weights do not say whether they predict normalised pixels: taken as normalised, as released")
     if not card.input:
         notes.append(f"the weights do not say how far apart frames are: every {card.sampling_rate}th (--sampling-rate)")
-    objective = PretrainObjective(
-        model, model.grid, mask_ratio=ratio, norm_pix=card.norm_pix, mean=card.mean, std=card.std
-    )
+    try:
+        objective = PretrainObjective(
+            model, model.grid, mask_ratio=ratio, norm_pix=card.norm_pix, mean=card.mean, std=card.std
+        )
+    except RecipeError as error:  # it speaks of the recipe's key
+        raise RecipeError(
+            "--mask-ratio does not suit the model", found=error.found, expected=error.expected, fix="--mask-ratio 0.9"
+        ) from error
     return Autoencoder(
         objective.eval(), ratio, model.grid.frames, model.grid.height, card.short_side(model.grid.height),
         card.sampling_rate, card.input.get("view_fps"), notes,

@@ -39,7 +39,12 @@ def reconstruction_page(
     now = time.time()
     pairs = joined(tag("div", joined([tag("dt", key), tag("dd", value)])) for key, value in facts)
     shown = [
-        joined([tag("h3", clip.title), tag("figure", picture_of(clip.picture, clip.alt), class_="card")])
+        joined(
+            [
+                tag("h3", clip.title, style="margin-top:1.6rem"),
+                tag("figure", picture_of(clip.picture, clip.alt), class_="card"),
+            ]
+        )
         for clip in clips
     ]
     body = [
