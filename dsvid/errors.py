@@ -46,5 +46,9 @@ class CheckpointError(DsvidError):
     """A run folder, a checkpoint or a weight file cannot be used."""
 
 
+class NoDecoderError(CheckpointError):
+    """Weights of an encoder alone, where an autoencoder is needed."""
+
+
 class OpError(DsvidError):
     """The native op is asked for but missing, or was called with tensors that it does not take."""

@@ -185,7 +185,11 @@ def weights_config(recipe: Recipe, step: int) -> dict[str, Any]:
         },
         "labels": task_of(recipe).class_names(recipe),
         "trained": {"steps": step, "clips": step * recipe.batch.total, "init": recipe.model.init, **classes}
-        | ({"norm_pix": recipe.pretrain.norm_pix} if recipe.task == "pretrain" else {}),
+        | (
+            {"norm_pix": recipe.pretrain.norm_pix, "mask_ratio": recipe.pretrain.mask_ratio}
+            if recipe.task == "pretrain"
+            else {}
+        ),
     }
 
 

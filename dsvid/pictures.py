@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,25 +15,67 @@ LABEL_WIDTH = 118
 GAP = 4
 
 
-def frame_table(rows: dict[str, Pixels], *, frames: int = 8, scale_to: int = 96) -> Pixels:
-    """Rows {name: uint8 [T, H, W, 3]} -> one picture [h, w, 3]: at most `frames` frames a row, each `scale_to` high."""
-    from PIL import Image, ImageDraw
+def frame_table(
+    rows: dict[str, Pixels],
+    *,
+    frames: int = 8,
+    scale_to: int = 96,
+    heads: Sequence[str] = (),
+    caption: Sequence[str] = (),
+) -> Pixels:
+    """Rows {name: uint8 [T, H, W, 3]} -> one picture [h, w, 3]: at most `frames` frames a row, each `scale_to` high.
+
+    `heads`: a word for each of the T frames, written above its column; `caption`: sentences below, broken into lines.
+    """
+    from PIL import Image, ImageDraw, ImageFont
 
     height = scale_to
     first = next(iter(rows.values()))
     width = round(first.shape[2] / first.shape[1] * height)
     count = min(frames, first.shape[0])
     picked = np.linspace(0, first.shape[0] - 1, count).round().astype(int)
-    size = (LABEL_WIDTH + count * (width + GAP), len(rows) * (height + GAP) + GAP)
-    sheet = Image.new("RGB", size, "white")
+    text = max(10, round(scale_to / 10))
+    font = ImageFont.load_default(size=text)
+    label = max(LABEL_WIDTH, round(max(font.getlength(name) for name in rows)) + 3 * GAP)
+    wide = label + count * (width + GAP)
+    lines = [line for sentence in caption for line in _broken(sentence, font, wide - 2 * GAP)]
+    top = GAP + (text + 2 * GAP if len(heads) else 0)
+    below = top + len(rows) * (height + GAP)
+    sheet = Image.new("RGB", (wide, below + round(1.35 * text * len(lines)) + (GAP if lines else 0)), "white")
     draw = ImageDraw.Draw(sheet)
     for y, (name, clip) in enumerate(rows.items()):
-        top = GAP + y * (height + GAP)
-        draw.text((GAP, top + height // 2 - 6), name, fill="black")
+        at = top + y * (height + GAP)
+        draw.text((GAP, at + height // 2), name, fill="black", font=font, anchor="lm")
+        way = Image.Resampling.NEAREST if height >= clip.shape[1] else Image.Resampling.LANCZOS
         for x, index in enumerate(picked):
-            frame = Image.fromarray(clip[index]).resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(frame, (LABEL_WIDTH + x * (width + GAP), top))
+            frame = Image.fromarray(clip[index]).resize((width, height), way)
+            sheet.paste(frame, (label + x * (width + GAP), at))
+    for x, index in enumerate(picked if len(heads) else ()):
+        draw.text((label + x * (width + GAP), GAP), heads[index], fill="black", font=font)
+    for number, line in enumerate(lines):
+        draw.text((GAP, below + round(1.35 * text * number)), line, fill="black", font=font)
     return np.asarray(sheet)
+
+
+def _broken(sentence: str, font: Any, width: int) -> list[str]:
+    """The sentence as lines of at most `width` pixels."""
+    lines: list[str] = []
+    for word in sentence.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def png_bytes(picture: Pixels) -> bytes:
+    """A picture [h, w, 3] as the bytes of a PNG file."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, "PNG", optimize=True)
+    return out.getvalue()
 
 
 def confusion_picture(counts: NDArray[np.int64], names: list[str], *, side: int = 600) -> Pixels:
@@ -146,8 +191,6 @@ def risk_picture(
 
 def save_png(picture: Pixels, path: Path) -> None:
     """Write a picture [h, w, 3], whole or not at all."""
-    from PIL import Image
-
     from dsvid.publish import publish_file
 
-    publish_file(path, lambda out: Image.fromarray(picture).save(out, "PNG"))
+    publish_file(path, lambda out: out.write(png_bytes(picture)))

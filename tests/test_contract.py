@@ -49,6 +49,7 @@ MAY_IMPORT = {
     "pictures": {"publish"},
     "timeline": set(),
     "overlay": {"timeline"},
+    "doctor": {"data", "models", "ops", "runtime"},
     "launching": set(),
     "supervisor": set(),
     "slurm": set(),
@@ -168,6 +169,10 @@ LIGHT = [
     "dsvid.report.standing",
     "dsvid.report.page",
     "dsvid.report.comparison_page",
+    "dsvid.report.reconstruction_page",
+    "dsvid.doctor.apart",
+    "dsvid.doctor.machine",
+    "dsvid.doctor.packages",
     "dsvid.cli",
     "dsvid",
 ]

@@ -25,6 +25,7 @@ COMMANDS = {
     "compare": ("compare", "two runs or more: which settings differ, from which step the losses do, how fast each is"),
     "eval": ("eval", "multi-view test of a weight folder"),
     "predict": ("predict", "what a model says of a video: classes over time, or people's boxes with actions"),
+    "reconstruct": ("reconstruct", "original, masked and rebuilt by pre-training weights: PNG, MP4, HTML page, JSON"),
     "features": ("features", "one file of sliding-window features for each video of a list; many ranks, resumable"),
     "convert": ("convert", "weights of any known family -> a dsvid, Hugging Face or VideoMAE layout"),
     "consolidate": ("consolidate", "ZeRO shards of a run or checkpoint -> one fp32 weight folder"),

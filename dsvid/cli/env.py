@@ -1,101 +1,72 @@
-"""`dsvid env`: what is installed, what runs what on this machine, and the cure for what is missing."""
+"""`dsvid env`: whether training can start here, what runs what, what is missing, and the words that mend it."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.metadata
-import platform
-import shutil
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-PACKAGES = {
-    "torch": "torch", "deepspeed": "deepspeed", "decord": "decord", "av": "av", "timm": "timm",
-    "torchvision": "torchvision",
-    "einops": "einops", "numpy": "numpy", "safetensors": "safetensors", "tensorboard": "tensorboard",
-    "flash-attn": "flash_attn", "transformers": "transformers",
-}  # fmt: skip
-OPTIONAL = {
-    "flash-attn": "optional; SDPA runs instead: pip install flash-attn --no-build-isolation",
-    "transformers": "only for `dsvid bench step`: pip install transformers",
-    "torchvision": "only for timm and later features",
-    "timm": "not used by pre-training",
-    "tensorboard": "pip install tensorboard, or go without its files",
-    "decord": "PyAV decodes instead: pip install decord",
-}
+if TYPE_CHECKING:
+    from dsvid.doctor.finding import Finding
+
+EPILOG = """\
+exit code: 0 training can start here, 1 it cannot (the last line says why)
+Lines that begin with -> say what is lost without the thing above, and what to type.
+
+example: dsvid env --json env.json
+"""
+PROBES = ("devices", "compute", "attention", "native_ops", "cuda_compiler", "decoders", "jpeg")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No arguments."""
+    """Arguments of the subcommand."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the same as JSON")
+    parser.epilog = EPILOG
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; 1 where training cannot start."""
-    print(f"python       {platform.python_version()} on {platform.system()} {platform.machine()}")
-    broken = []
-    for name, module in PACKAGES.items():
-        state, works = _package(name, module)
-        cure = "" if works else f" -> {OPTIONAL.get(name, f'pip install {name}')}"
-        print(f"{name:12} {state}{cure}")
-        if not works and name not in OPTIONAL:
-            broken.append(name)
-    if "torch" in broken:
-        print("training cannot start: torch is missing")
+    """Print the report; 1 where training cannot start. Raises DsvidError where FILE cannot be written."""
+    findings = examine_all()
+    for finding in findings:
+        print(finding.line())
+    stops = [finding for finding in findings if finding.level == "stops"]
+    less = [finding.name for finding in findings if finding.level == "less"]
+    unknown = [finding.name for finding in findings if finding.level == "unknown"]
+    print()
+    for what, names in (("worth a look", less), ("not checked", unknown)):
+        if names:
+            print(f"{what}: {', '.join(dict.fromkeys(names))}")
+    if args.json is not None:
+        _write(args.json, findings, not stops)
+    if stops:
+        print("training cannot start here: " + "; ".join(f"{each.name} ({each.value})" for each in stops))
         return 1
-    _devices()
-    print(f"launcher     {_launcher() or 'not on PATH: python -m deepspeed.launcher.runner is the same'}")
-    ssh = "several nodes over ssh"
-    for tool, use in (("ssh", ssh), ("pdsh", ssh), ("srun", "Slurm"), ("sbatch", "Slurm"), ("nvcc", "the CUDA op")):
-        print(f"{tool:12} {shutil.which(tool) or f'not found (only for {use})'}")
-    if broken:
-        print(f"training cannot start: {', '.join(broken)}")
-    return 1 if broken else 0
+    print("training can start here")
+    return 0
 
 
-def _launcher() -> str | None:
-    """The `deepspeed` command: on PATH, or beside this Python, where an environment that is not activated has it."""
-    return shutil.which("deepspeed") or shutil.which("deepspeed", path=str(Path(sys.executable).parent))
+def examine_all() -> list[Finding]:
+    """Every finding, in the order shown. What imports torch runs in a process beside this one."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from dsvid.doctor.apart import examine
+    from dsvid.doctor.machine import look_around, programs, python
+    from dsvid.doctor.packages import LOST, wanted
+
+    names = [each.name for each in wanted()]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(examine, [*names, *PROBES], [name for name in names if name not in LOST])
+        machine = [*programs(), *look_around()]
+        found = waiting.result()
+    return [python(), *found, *machine]
 
 
-def _package(name: str, module: str) -> tuple[str, bool]:
-    """(version, or why it cannot be imported; whether it imports)."""
+def _write(path: Path, findings: list[Finding], can_start: bool) -> None:
+    from dsvid.errors import DataError
+    from dsvid.publish import publish_json
+
     try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        version = None
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        return ("not installed" if version is None else f"{version}, but it does not import: {error}"), False
-    except (OSError, RuntimeError) as error:  # a broken binary beside another torch build
-        return f"{version}, but it does not import: {str(error).splitlines()[0]}", False
-    return version or "installed", True
-
-
-def _devices() -> None:
-    import torch
-
-    from dsvid import ops
-    from dsvid.data.decoder_choice import choose_decoder
-    from dsvid.errors import DsvidError
-    from dsvid.models.attention import choose_backend
-
-    kinds = ["cpu"]
-    if torch.cuda.is_available():
-        kinds.append("cuda")
-        for index in range(torch.cuda.device_count()):
-            memory = torch.cuda.get_device_properties(index).total_memory / 1e9
-            print(f"cuda:{index}       {torch.cuda.get_device_name(index)}, {memory:.0f} GB")
-    else:
-        print(f"cuda         no device visible; training runs on the CPU, {torch.get_num_threads()} threads")
-    for kind in kinds:
-        chosen = {str(dtype).removeprefix("torch."): choose_backend("auto", kind, dtype, 1568, 64)
-                  for dtype in (torch.float32, torch.bfloat16)}  # fmt: skip
-        print(f"attention    {kind}: " + ", ".join(f"{backend} in {dtype}" for dtype, backend in chosen.items()))
-    for line in ops.clear_message():
-        print(f"op           {line}")
-    try:
-        print("decoder      {} ({})".format(*choose_decoder("auto")))
-    except DsvidError as error:
-        print(f"decoder      {error}")
+        publish_json(path, {"can_start": can_start, "findings": [finding.to_json() for finding in findings]})
+    except OSError as error:
+        raise DataError(f"--json {path} cannot be written", found=error.strerror or str(error)) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,16 +161,16 @@ def progress(word: str, frames: int) -> Callable[[Iterable[Any]], Iterable[Any]]
     return watched
 
 
-def check_outputs(paths: list[Path], video: Path) -> dict[str, Path]:
+def check_outputs(paths: list[Path], video: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
     """Suffix -> file. Raises DataError for other suffixes, two of a kind, the video itself, places that cannot be
     written: before the work, not after it.
     """
     outputs: dict[str, Path] = {}
     for path in paths:
         suffix = path.suffix.lower()
-        if suffix not in SUFFIXES:
+        if suffix not in suffixes:
             raise DataError(f"-o {path}: what should be written?", found=suffix or "no suffix",
-                            expected=", ".join(SUFFIXES))  # fmt: skip
+                            expected=", ".join(suffixes))  # fmt: skip
         if suffix in outputs:
             raise DataError(f"-o {path}: a second {suffix}", found=f"-o {outputs[suffix]}", expected="one of each kind")
         if path.exists() and (path.is_dir() or (video.exists() and path.samefile(video))):

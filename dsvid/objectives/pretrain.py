@@ -7,6 +7,7 @@ H W pixels, N tokens, L predicted tokens, P values of a token.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -66,6 +67,22 @@ def _pieces(tensor: Tensor) -> list[Tensor]:
     return list(torch.split(rows, 128)) if tensor.device.type == "cpu" else [rows]
 
 
+@dataclass(frozen=True)
+class Rebuilt:
+    """What an autoencoder makes of clips: `pictures`, each uint8 [B, T, H, W, 3]: `original`, `masked`, `rebuilt`,
+    `patch_mean`; `hidden` bool [B, N], True = masked; `loss` [B, T], the mean squared error over the masked patches of
+    each frame, in the units of training, and `loss_of_mean`, that of the true mean of each patch and colour.
+
+    `rebuilt` fills every masked token with the prediction, scaled with the true mean and deviation of the patch where
+    the targets are normalised; `patch_mean` fills in the true mean alone, to show how much of the picture that gives.
+    """
+
+    pictures: dict[str, Tensor]
+    hidden: Tensor
+    loss: Tensor
+    loss_of_mean: Tensor
+
+
 class PretrainObjective(nn.Module):
     """Batch of uint8 clips and seeds -> reconstruction loss of the masked tokens.
 
@@ -118,19 +135,18 @@ class PretrainObjective(nn.Module):
         )
         return self.model(patches, plan.visible, plan.decoded, plan.max_targets, seeds), targets
 
-    @torch.no_grad()
     def reconstruct(self, batch: Batch) -> dict[str, Tensor]:
-        """Pictures of a batch, each uint8 [B, T, H, W, 3]: `original`, `masked`, `rebuilt`, `patch_mean`.
+        """Pictures of a batch, see `Rebuilt`."""
+        return self.rebuild(batch).pictures
 
-        `rebuilt` fills every masked token with the prediction, scaled with the true mean and deviation of the patch
-        where the targets are normalised; `patch_mean` fills in the true mean alone, to show how much of the picture
-        that gives.
-        """
+    @torch.no_grad()
+    def rebuild(self, batch: Batch) -> Rebuilt:
+        """Predict every masked token of batch["clip"], with the masks of batch["seed"]."""
         clip = batch["clip"]
         plan = plan_tokens(batch["seed"], self.grid, self.masked_sites, 0)
         was_training = self.model.training
         self.model.eval()
-        predictions, _ = self.predict(clip, plan)
+        predictions, targets = self.predict(clip, plan)
         self.model.train(was_training)
         pixels = patchify(clip, self.grid).float() / 255.0  # [B, N, P]
         index = plan.decoded.long()[:, :, None].expand(-1, -1, pixels.shape[-1])
@@ -145,4 +161,20 @@ class PretrainObjective(nn.Module):
             filled = pixels.scatter(1, index, fill.flatten(2))
             frames = unpatchify(filled, self.grid)
             pictures[name] = (frames * 255.0).round().clamp(0, 255).to(torch.uint8)
-        return pictures
+        by_frame = (*index.shape[:2], self.grid.tubelet, -1, 3)
+        wrong, wanted = (predictions.float() - targets).view(by_frame), targets.view(by_frame)
+        spread = wanted - wanted.mean(dim=(2, 3), keepdim=True)
+        return Rebuilt(
+            pictures,
+            torch.zeros(pixels.shape[:2], dtype=torch.bool, device=clip.device).scatter(1, index[..., 0], True),
+            self._mean_by_frame(wrong, plan),
+            self._mean_by_frame(spread, plan),
+        )
+
+    def _mean_by_frame(self, values: Tensor, plan: TokenPlan) -> Tensor:
+        """Mean squares of [B, L, u, pixels, 3] over the masked patches of each frame: [B, T]."""
+        slots = plan.decoded.long() // self.grid.sites  # [B, L]; a tube mask hides as many sites in each slot
+        sums = values.new_zeros(len(values), self.grid.t, self.grid.tubelet)
+        each = values.square().mean(dim=(3, 4))  # [B, L, u]
+        sums.scatter_add_(1, slots[..., None].expand_as(each), each)
+        return (sums / self.masked_sites).flatten(1)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dsvid.data import augment, sampling
-from dsvid.data.decode import Frames
 from dsvid.data.stream import VideoStream, clips_of
-from dsvid.data.windows import Window, windows
+from dsvid.data.windows import Window
 from dsvid.objectives import ClassifyObjective
+from dsvid.predict.clips import centre_square, clip_windows
 from dsvid.predict.settings import Settings, video_of
 from dsvid.predict.weights import Predictor
 from dsvid.timeline import Clip, ClipTimeline
@@ -32,10 +29,7 @@ def classify(stream: VideoStream, predictor: Predictor, settings: Settings, devi
             scores[place], done[place] = row, True
         waiting.clear()
 
-    def prepare(picture: Frames) -> torch.Tensor:
-        scaled = augment.resize_short_side(torch.from_numpy(picture[None]), predictor.short_side)
-        return augment.center_crop(scaled, predictor.input_size)[0].contiguous()
-
+    prepare = centre_square(predictor.short_side, predictor.input_size)
     pictures = settings.watched(stream.pictures())
     for place, clip in clips_of(pictures, [window.indices for window in plan], prepare):
         waiting.append((place, torch.stack(clip)))
@@ -44,22 +38,6 @@ def classify(stream: VideoStream, predictor: Predictor, settings: Settings, devi
     if waiting:
         flush()
     return _timeline(stream, predictor, settings, [plan[i] for i in np.flatnonzero(done)], scores[done], notes)
-
-
-def clip_windows(stream: VideoStream, predictor: Predictor, settings: Settings, notes: list[str]) -> list[Window]:
-    """Windows every `settings.every_s` seconds, or one after the other; the last one ends with the video."""
-    step = settings.step(predictor, stream.fps)
-    span = max(1, math.ceil(predictor.frames * step))
-    stride = settings.every_s * stream.fps if settings.every_s else float(span)
-    found = windows(stream.frames, predictor.frames, step, stride)
-    last = found[-1]
-    if stream.frames < span:
-        notes.append(f"the video is shorter than a clip ({stream.frames} of {span} frames): the last frame is repeated")
-    elif last.padded:
-        start = stream.frames - span
-        shown = sampling.stride_clip(stream.frames, predictor.frames, step, start)
-        found[-1] = Window(start, stream.frames, False, shown)
-    return found
 
 
 @torch.inference_mode()

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from dsvid.data import sampling
 from dsvid.data.decode import Frames
 from dsvid.data.stream import VideoStream
-from dsvid.predict.weights import Predictor
 from dsvid.timeline import Video
 
 Pictures = Iterable[tuple[int, Frames]]
+
+
+class ClipInput(Protocol):
+    """How a model wants its clips: `frames` of them, so far apart."""
+
+    frames: int
+    sampling_rate: int
+    view_fps: float | None
 
 
 def _as_they_are(pictures: Pictures) -> Pictures:
@@ -35,10 +43,10 @@ class Settings:
     view_fps: float | None = None
     watched: Callable[[Pictures], Pictures] = _as_they_are
 
-    def step(self, predictor: Predictor, fps: float) -> float:
+    def step(self, model: ClipInput, fps: float) -> float:
         """Distance of two frames of a clip, in frames of the video."""
-        rate = self.sampling_rate or predictor.sampling_rate
-        view_fps = self.view_fps or (None if self.sampling_rate else predictor.view_fps)
+        rate = self.sampling_rate or model.sampling_rate
+        view_fps = self.view_fps or (None if self.sampling_rate else model.view_fps)
         return sampling.frame_step(rate, view_fps, fps)
 
 

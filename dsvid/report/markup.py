@@ -76,7 +76,11 @@ def picture(path: Path, alt: str) -> Markup:
         raise ValueError("no regular file")
     if path.stat().st_size > MOST_PICTURE_BYTES:
         raise ValueError(f"{path.stat().st_size} bytes, more than a page bears ({MOST_PICTURE_BYTES})")
-    data = path.read_bytes()
+    return picture_of(path.read_bytes(), alt)
+
+
+def picture_of(data: bytes, alt: str) -> Markup:
+    """The same of the bytes of a PNG file."""
     if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
         raise ValueError("no PNG file")
     if data[-8:-4] != b"IEND":

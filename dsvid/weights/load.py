@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from dsvid.errors import CheckpointError
+from dsvid.errors import CheckpointError, NoDecoderError
 from dsvid.models.init import fill_meta, initial_value
 from dsvid.models.sizes import (
     CLASSIFIERS,
@@ -324,7 +324,7 @@ def _decoder(facts: Facts, path: Path) -> Facts:
     """The decoder's fields: a released one of this width and depth, or one whose heads are given."""
     dim, depth = facts.get("decoder_dim", 0), facts.get("decoder_depth", 0)
     if not dim:
-        raise CheckpointError(
+        raise NoDecoderError(
             f"{path} holds no decoder", expected="pre-training weights with VideoMAE's decoder", fix="leave task out"
         )
     if facts.get("decoder_heads"):
