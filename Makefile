@@ -6,7 +6,7 @@ STAMP := $(VENV)/.dsvid-env
 SOURCES := pyproject.toml setup.py dsvid/ops/build.py $(wildcard csrc/*)
 RANKS ?= 0
 
-.PHONY: env demo test test-long test-cluster check lint format types clean
+.PHONY: env demo test test-long test-cluster check lint format types docs clean
 
 env: $(STAMP)
 
@@ -52,6 +52,16 @@ format: env
 
 types: env
 	$(BIN)/mypy
+
+# The documents as a site, build/docs/index.html; what Sphinx warns of is an error.
+docs: $(VENV)-docs/.stamp
+	$(VENV)-docs/bin/sphinx-build -q -W --keep-going docs build/docs
+	@echo "build/docs/index.html"
+
+$(VENV)-docs/.stamp: docs/requirements.txt
+	"$(PYTHON)" -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	@touch $@
 
 clean:
 	rm -rf build dist *.egg-info dsvid/ops/lib .pytest_cache .mypy_cache .ruff_cache
