@@ -36,6 +36,7 @@ COMMANDS = {
         "metrics",
         "metrics from files alone: views of videos, ava (boxes with actions), anomaly (risk of frames)",
     ),
+    "completion": ("completion", "a script for your shell that completes commands, options and files"),
     "bench": (
         "bench",
         "benchmarks: mask (the tube op), step (forward, backward), load (memory), checkpoint (disk), ava",
