@@ -171,6 +171,7 @@ LIGHT = [
     "dsvid.report.standing",
     "dsvid.report.page",
     "dsvid.report.comparison_page",
+    "dsvid.report.prediction_page",
     "dsvid.report.reconstruction_page",
     "dsvid.doctor.apart",
     "dsvid.doctor.machine",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from dsvid.predict.weights import Predictor
     from dsvid.timeline import Timeline
 
-SUFFIXES = (".json", ".png", ".mp4")
+SUFFIXES = (".json", ".png", ".mp4", ".html")
 TOP = {"classify": 5, "detect": 3}
 THRESHOLD = {"detect": 0.1, "anomaly": 0.5}
 PERSON_SCORE = 0.8  # as in AVA's evaluation
@@ -32,6 +33,7 @@ box files (--boxes), coordinates of the upright frame:
 
 examples:
   dsvid predict --weights runs/ft/weights video.mp4
+  dsvid predict --weights runs/ft/weights video.mp4 -o page.html
   dsvid predict --weights runs/ft/weights video.mp4 -o out.json -o sheet.png -o out.mp4 --every 0.5
   dsvid predict --weights vit_b_k400_ft.pth --labels k400_names.txt video.mp4 -o sheet.png
   dsvid predict --weights runs/ava/weights video.mp4 --boxes boxes.csv -o out.mp4
@@ -48,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, required=True, metavar="W",
                         help="fine-tuned weights: a run or weight folder, or a file of any family")  # fmt: skip
     parser.add_argument("-o", "--out", type=Path, action="append", default=[], metavar="FILE",
-                        help=".json, .png (contact sheet), .mp4; once for each (default: a table)")  # fmt: skip
+                        help=".json, .png (contact sheet), .mp4, .html; once for each (default: a table)")  # fmt: skip
     parser.add_argument("--boxes", type=Path, default=None, metavar="FILE", help="people's boxes, see below")
     parser.add_argument("--labels", type=Path, default=None, metavar="FILE",
                         help="class names: one a line, JSON, or AVA's label map (.pbtxt)")  # fmt: skip
@@ -78,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
     outputs = check_outputs(args.out, args.video)
     _check(args)
     from dsvid.cli.overrides import model_overrides
+    from dsvid.cli.predict_page import write_page
     from dsvid.data.decode import quiet_decoders
     from dsvid.data.stream import open_stream
     from dsvid.overlay.text import check_font, drawable
@@ -108,8 +111,14 @@ def run(args: argparse.Namespace) -> None:
             return
         if ".json" in outputs:
             write_json(outputs[".json"], {**timeline.to_json(), "weights": str(args.weights)})
-        if drawn:
-            show(timeline, stream, **drawn, watched=progress("draw", stream.frames))
+        with tempfile.TemporaryDirectory(prefix="dsvid-predict-") as scratch:
+            page = drawn.pop("html", None)
+            if page is not None:  # the page holds the sheet
+                drawn.setdefault("png", Path(scratch) / "sheet.png")
+            if drawn:
+                show(timeline, stream, **drawn, watched=progress("draw", stream.frames))
+            if page is not None:
+                write_page(page, timeline, drawn["png"].read_bytes(), args.weights)
     for path in outputs.values():
         print(f"written: {path}")
 

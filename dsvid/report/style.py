@@ -42,6 +42,7 @@ background:var(--edge);border:1px solid var(--edge);border-radius:.5rem;overflow
 .figures div{background:var(--card);padding:.65rem .8rem;flex:1 1 9.8rem}
 .figures dt{font-size:.82rem}
 .figures dd{margin:0;font-size:1.08rem;font-weight:600;font-variant-numeric:tabular-nums}
+.bars{width:100%}.bars td:last-child{width:55%}.bars meter{width:100%;height:1rem}
 .charts{display:flex;flex-wrap:wrap;gap:1rem}
 .chart,.card{background:var(--card);border:1px solid var(--edge);border-radius:.5rem;padding:.9rem 1rem 1rem;margin:0}
 .chart{flex:1 1 20rem;min-width:0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -23,6 +24,7 @@ from dsvid.overlay.risk import ALARM
 from dsvid.overlay.text import colour_of
 from dsvid.show import output_size
 from dsvid.weights.folder import write_folder
+from tests.report.reading_pages import Page, check_page
 
 SIZE = {"dim": 24, "depth": 1, "heads": 2, "patch": 8, "mlp_hidden": 48, "head_init_scale": 50.0}
 BOXES = "second,x1,y1,x2,y2\n1,0.1,0.2,0.4,0.7\n1,0.5,0.2,0.8,0.7\n2,0.2,0.2,0.5,0.7\n2,0.5,0.2,0.8,0.7\n"
@@ -162,6 +164,37 @@ def test_risk_every_s_of_a_short_odd_sized_video(
     said = json.loads(out[0].read_text())
     assert [each["frame"] for each in said["scores"]] == [0, 3, 6] and said["threshold"] == 0.5
     assert len(frames_of(out[2])) == 7
+
+
+def test_a_page_of_each_task_holds_everything_and_loads_nothing(place: Path) -> None:
+    def page_of(task: str, *words: str) -> Page:
+        path = place / f"{task}.html"
+        assert main(["predict", str(place / "v.mp4"), "--weights", str(place / task), "-o", str(path), *words]) == 0
+        found = check_page(path.read_text())
+        assert len(found.all("img")) == 1 and "v.mp4" in found.text
+        assert not (place / "sheet.png").exists()
+        return found
+
+    clips = page_of("classify", "-o", str(place / "same.png"), "-o", str(place / "same.json"))
+    said = json.loads((place / "same.json").read_text())["top"]
+    bars = clips.all("meter")
+    assert [float(bar["value"]) for bar in bars] == pytest.approx([each["score"] for each in said], abs=1e-4)
+    assert [bar["aria-label"] for bar in bars] == [each["label"] for each in said] and clips.all("svg")
+    sheet = base64.b64decode(clips.all("img")[0]["src"].partition(",")[2])
+    assert sheet == (place / "same.png").read_bytes()
+    people = page_of("detect", "--boxes", str(place / "b.csv"))
+    assert {bar["aria-label"] for bar in people.all("meter")} <= {"sit down", "stand up", "walk"}
+    assert "2" in people.text and "b.csv" in people.text and "person 1" in people.text
+    risk = page_of("risk", "--threshold", "0.25")
+    assert not risk.all("meter") and "0.25: an alarm from here on" in risk.text and "Mean risk" in risk.text
+
+
+def test_names_that_look_like_html_stay_names(tmp_path: Path, place: Path) -> None:
+    weights(tmp_path / "odd", "classify", ["<script>alert(1)</script>", "a & b", '"quoted"'])
+    words = ["predict", str(place / "v.mp4"), "--weights", str(tmp_path / "odd"), "-o", str(tmp_path / "p.html")]
+    assert main(words) == 0
+    found = check_page((tmp_path / "p.html").read_text())
+    assert "<script>alert(1)</script>" in found.text and "a & b" in found.text
 
 
 def test_without_an_output_people_are_listed(
