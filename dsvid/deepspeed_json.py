@@ -92,6 +92,12 @@ TOP_LEVEL = [
     *(name for name in SECTIONS if "." not in name),
 ]  # fmt: skip
 
+NUMBERS = ("gradient_clipping", *(f"zero_optimization.{name}" for name in (
+    "reduce_bucket_size", "allgather_bucket_size", "sub_group_size", "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold", "stage3_model_persistence_threshold", "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+)))  # fmt: skip
+
 # Where `"auto"` may stand, and what it becomes (`resolve`).
 AUTO = {
     "train_batch_size": "batch.total",
@@ -317,6 +323,7 @@ def _check_combinations(config: dict[str, Any], recipe: Recipe) -> None:
                 found=f"{json.dumps(wrong)}, with which {why}",
                 fix=f"ds.{key}={'false' if wrong is True else 'cpu'}",
             )
+    _check_numbers(config)
     bucket = get_dotted(config, "zero_optimization.allgather_bucket_size")
     if isinstance(bucket, int | float) and bucket % 2:
         raise RecipeError(
@@ -345,6 +352,13 @@ def _check_combinations(config: dict[str, Any], recipe: Recipe) -> None:
             expected=f"{OURS_COSINE} or WarmupCosineLR",
             fix=f"ds.scheduler.type={OURS_COSINE}, or optim.layer_decay=1",
         )
+
+
+def _check_numbers(config: dict[str, Any]) -> None:
+    for key in NUMBERS:
+        value = get_dotted(config, key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+            raise RecipeError(f"DeepSpeed JSON: {key}", found=repr(value), expected="a number, 0 or more")
 
 
 def _check_checkpointing(config: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,7 +112,7 @@ def question(args: argparse.Namespace) -> Question:
 
 def read_rate(args: argparse.Namespace) -> Rate | None:
     """The rate of a GPU, or None. Raises RecipeError for a GPU whose peak is not listed."""
-    from dsvid.models.flops import PEAK_TFLOPS, peak_flops
+    from dsvid.models.flops import PEAK_TFLOPS
     from dsvid.plan.compute import ASSUMED_MFU, Rate
     from dsvid.recipe import nearest
 
@@ -120,11 +121,11 @@ def read_rate(args: argparse.Namespace) -> Rate | None:
         return Rate(args.tflops * 1e12, share, f"{args.tflops:g} TFLOP/s, given")
     if args.gpu is None:
         return None
-    # as its short name, or as the driver writes it: NVIDIA A100-SXM4-80GB
-    listed = args.gpu in PEAK_TFLOPS or any(word in PEAK_TFLOPS for word in args.gpu.replace("-", " ").split())
-    peak = peak_flops(args.gpu) if listed else None
+    # as its short name, or as the driver writes it: NVIDIA A100-SXM4-80GB, NVIDIA GeForce RTX 4090
+    named = [name for name in PEAK_TFLOPS if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", args.gpu, re.IGNORECASE)]
+    peak = PEAK_TFLOPS[max(named, key=len)] * 1e12 if named else None
     if peak is None:
-        near = nearest(args.gpu, list(PEAK_TFLOPS))
+        near = nearest(args.gpu.upper(), list(PEAK_TFLOPS))
         raise RecipeError(f"--gpu {args.gpu}: its peak is not listed", expected=f"one of {', '.join(PEAK_TFLOPS)}",
                           fix=f"--gpu {near}" if near else "--tflops T")  # fmt: skip
     return Rate(peak, share, f"{args.gpu}: {peak / 1e12:g} TFLOP/s, dense bf16, of its data sheet")

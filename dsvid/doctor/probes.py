@@ -11,7 +11,6 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,13 +218,6 @@ def jpeg() -> Iterator[Finding]:
         )
     else:
         yield Finding("jpeg", f"{decoder_name()} reads JPEG")
-
-
-_IMPORTS: dict[str, Callable[[], Any]] = {
-    "pyav": partial(importlib.import_module, "av"),
-    "decord": import_decord,
-    "torchcodec": import_torchcodec,
-}
 
 
 def _kinds() -> list[str]:

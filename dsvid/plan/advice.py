@@ -80,16 +80,26 @@ class Candidate:
 def candidates(plan: Plan) -> Iterator[Candidate]:
     """Changes in order of cost: the dearest thing in a change decides, then the next."""
     stages = [None, *range(plan.settings.stage + 1, 4)]
-    again = [False] if plan.checkpointing else [False, True]
+    depth = _deepest(plan)
+    # where some blocks are computed twice already, all of them are named by their number
+    again = (
+        [(False, 0)] if plan.setting.again(depth) == depth else [(False, 0), (True, depth if plan.checkpointing else 0)]
+    )
     share = plan.schedule.batch_total // plan.question.gpus
     repeat, micro = plan.recipe.data.num_sample, plan.schedule.batch_micro
     smaller = [m for m in range(micro - 1, 0, -1) if share % m == 0 and m % repeat == 0]
     offloads = [False] if plan.settings.offload_optimizer else [False, True]
-    for offload, size, checkpointing, stage in itertools.product(offloads, [None, *smaller], again, stages):
-        candidate = Candidate(stage, checkpointing, micro=size, offload=offload)
+    for offload, size, (checkpointing, blocks), stage in itertools.product(offloads, [None, *smaller], again, stages):
+        candidate = Candidate(stage, checkpointing, blocks, size, offload)
         # at stage 0 there is nothing that could be offloaded
         if candidate != Candidate() and (not offload or plan.settings.stage or stage):
             yield candidate
+
+
+def _deepest(plan: Plan) -> int:
+    """Blocks of the deepest stack."""
+    spec = plan.spec
+    return max(spec.encoder_size.depth, spec.decoder_size.depth if spec.task == "pretrain" else 0)
 
 
 def cheapest(plan: Plan) -> Change | None:
@@ -105,7 +115,7 @@ def cheapest(plan: Plan) -> Change | None:
 
 def _fewest_blocks(plan: Plan, candidate: Candidate, change: Change) -> Change:
     """The change with as few blocks computed twice as fit: every one costs a forward."""
-    few, enough = 0, plan.spec.encoder_size.depth
+    few, enough = plan.setting.blocks if plan.checkpointing else 0, _deepest(plan)
     while enough - few > 1:
         count = (few + enough) // 2
         tried = next(_tried(plan.question, iter([replace(candidate, blocks=count)])), None)

@@ -83,7 +83,7 @@ def table(plan: Plan, change: Change | None, others: list[Change]) -> str:
 
 def _head(plan: Plan) -> str:
     question = plan.question
-    nodes = question.gpus // question.gpus_a_node
+    nodes = -(-question.gpus // question.gpus_a_node)
     where = f"{question.gpus} GPU{'s' * (question.gpus > 1)}" if nodes < 2 else f"{question.gpus} GPUs on {nodes} nodes"
     how = f"ZeRO-{plan.settings.stage}, {precision(plan.config)}"
     return f"{question.recipe}: {plan.recipe.task}, {plan.spec.arch}, {where}, {how}"

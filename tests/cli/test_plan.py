@@ -82,3 +82,25 @@ def test_gpus_or_a_hostfile(capsys: pytest.CaptureFixture[str]) -> None:
             main([*GIANT, *words])
         assert caught.value.code == 2
     capsys.readouterr()
+
+
+DEMO = ["plan", "--recipe", "demo_pretrain", "--ds_config", "ds_configs/zero2.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [("h100", 989), ("NVIDIA GeForce RTX 4090", 165), ("NVIDIA H100 PCIe", 756), ("NVIDIA A100-SXM4-80GB", 312)],
+)
+def test_a_gpu_by_the_name_that_its_driver_gives(name: str, tflops: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*DEMO, "--gpus", "1", "--gpu", name]) == 0
+    assert f"{name}: {tflops} TFLOP/s" in capsys.readouterr().out
+
+
+def test_another_gpu_is_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*DEMO, "--gpus", "1", "--gpu", "H1000"]) == 2
+    assert "fix:      --gpu H100" in capsys.readouterr().err
+
+
+def test_a_node_that_is_not_full_is_a_node(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*DEMO, "--gpus", "12", "batch.total=24"]) == 0
+    assert "12 GPUs on 2 nodes" in capsys.readouterr().out

@@ -54,6 +54,18 @@ def test_six_billion_need_checkpointing_on_64_gpus() -> None:
     assert checkpointing_function(again.config) is not None, "the trainer takes these words as the plan does"
 
 
+def test_more_blocks_than_are_computed_twice_already() -> None:
+    few = {"activation_checkpointing.number_checkpoints": 20}
+    plan = ask(tree="zero3", ours={"model.arch": "vit_6b"}, theirs=few, memory=80 * GIB)
+    change = cheapest(plan)
+    assert plan.fits is False and change is not None
+    assert change.words == ("ds.activation_checkpointing.number_checkpoints=28",)
+    whole = ask(tree="zero3", ours={"model.arch": "vit_6b"}, theirs=few, memory=28 * GIB)
+    dear = cheapest(whole)
+    assert dear is not None and dear.words == ("ds.activation_checkpointing.number_checkpoints=48",)
+    assert retyped(whole, dear).fits
+
+
 def retyped(plan: Plan, change: Change) -> Plan:
     """The answer to the question with the words of `change` typed behind it."""
     ours, theirs = split_overrides(list(change.words))
