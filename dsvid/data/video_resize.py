@@ -128,8 +128,10 @@ class Resizing:
         for path, name in self.targets.items():
             known, source = self._record.get(name), os.path.realpath(path)
             if known is not None and known[0] != source:
-                raise DataError(f"{self.folder}: {name} was made from another video", found=known[0], expected=source,
-                                fix=f"another folder; to replace what is there, remove {self.folder / RECORD}")  # fmt: skip
+                fix = f"another folder; to replace what is there, remove {self.folder / RECORD}"
+                raise DataError(
+                    f"{self.folder}: {name} was made from another video", found=known[0], expected=source, fix=fix
+                )
 
     def run(self, workers: int, limit_s: float, tell: Callable[[Made], object] = lambda _: None) -> list[Made]:
         """Code what is missing anew, `workers` videos at a time, each for `limit_s` at most; then the list.
