@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -38,12 +39,28 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         return TOOLS[args.tool][3](args) or 0
+    except BrokenPipeError:  # `| head`: the reader has seen enough
+        raise
     except OSError as error:
-        place = getattr(args, "out", None) or getattr(args, "output", None) or "a file"
-        raise DataError(f"{place} cannot be written", found=str(error), fix="another place") from error
+        raise DataError(_what_failed(error, args), found=str(error), fix="see its rights and its disk") from error
     except KeyboardInterrupt:
         print("stopped; the same call goes on where it can", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _what_failed(error: OSError, args: argparse.Namespace) -> str:
+    """Which file cannot be written or read, as far as the system tells."""
+    outputs = [Path(path) for name in ("out", "output", "json") if (path := getattr(args, name, None))]
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
+    if path is None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+        return f"{outputs[0] if full and outputs else 'a file'} cannot be {'' if full else 'read or '}written"
+    for output in outputs if path != Path(args.list) else ():
+        # scratch files and those beside it begin with its name; folders above it are made
+        beside = path.parent == output.parent and path.name.lstrip(".").startswith(output.name)
+        if beside or path.is_relative_to(output) or output.is_relative_to(path):
+            return f"{output} cannot be written"
+    return f"{path} cannot be read"
 
 
 def _cores() -> int:

@@ -21,6 +21,8 @@ example: dsvid data bench train.csv --workers 2"""
 REPEATED = 4  # clips of a decoded video, the other value of data.num_sample that is measured
 MOST_FRAMES = 20_000  # of the sample's videos: beyond them coding anew takes too long for a look
 LOOK_LIMIT_S = 60.0
+LEAST_BATCHES = 4  # of a turn for each process: with fewer, what was begun before the clock started counts too much
+LEAST_CLIPS = 64  # of a turn, unless told otherwise
 WORTH = 1.3  # times as many clips: less is not worth advice
 
 
@@ -30,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser, cores: int) -> None:
     parser.add_argument("--root", default="", metavar="DIR", help="folder that relative paths of the list start from")
     parser.add_argument("--workers", type=int, default=min(2, cores), metavar="N", help="loader processes (2)")
     parser.add_argument("--videos", type=int, default=8, metavar="N", help="of the list that are read (8)")
-    parser.add_argument("--clips", type=int, default=64, metavar="K", help="of every turn (64)")
+    parser.add_argument("--clips", type=int, metavar="K",
+                        help="of every turn (64, and at least 32 a loader process)")  # fmt: skip
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="turns; medians count (3)")
     parser.add_argument("--recipe", metavar="R",
                         help="frames, crop and augmentation of this recipe (16 frames at distance 4)")  # fmt: skip
@@ -48,7 +51,10 @@ def run(args: argparse.Namespace) -> int:
     from dsvid.errors import DataError
     from dsvid.heap import keep_freed_memory
 
-    for name, least in (("workers", 1), ("videos", 1), ("repeats", 1), ("clips", MICRO * args.workers)):
+    least_clips = LEAST_BATCHES * MICRO * args.workers
+    if args.clips is None:
+        args.clips = max(LEAST_CLIPS, least_clips)
+    for name, least in (("workers", 1), ("videos", 1), ("repeats", 1), ("clips", least_clips)):
         if getattr(args, name) < least:
             raise DataError(f"--{name}", found=getattr(args, name), expected=f"at least {least}")
     quiet_decoders()

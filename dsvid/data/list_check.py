@@ -11,9 +11,11 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
+
+from pydantic import TypeAdapter
 
 from dsvid.data.guarded_work import GivenUp, run_guarded
 from dsvid.data.manifest import Entry, Manifest, open_split, read_list
@@ -23,6 +25,7 @@ from dsvid.errors import DataError
 from dsvid.publish import publish_file, publish_text
 
 LINE, LABEL, DUPLICATE, SHORT = "line not understood", "label", "duplicate", "short"
+LABELS = "two labels"
 HANGS, CRASHES = "hangs", "crashes"
 STATE_VERSION = 1
 
@@ -84,6 +87,9 @@ class Survey:
             self.not_decord[facts.not_decord] += 1
 
 
+Part = tuple[str, int, int]  # of a video: path, first frame, number of frames
+
+
 class ListCheck:
     """The check of one list; `output` is the cleaned list that `publish` writes, None = none."""
 
@@ -94,7 +100,7 @@ class ListCheck:
         self.good: list[int] = []  # numbers of entries
         self._lines: deque[Fault] = deque()
         path = Path(source).expanduser()
-        if output is not None and (path.is_dir() or output.is_dir() or output.absolute() == path.absolute()):
+        if output is not None and (path.is_dir() or output.is_dir() or _would_replace(output, path)):
             raise DataError("-o", found=output, expected="a file, another than the list")
         if path.is_dir():
             if not is_packed(path):
@@ -130,7 +136,7 @@ class ListCheck:
         }  # fmt: skip
         numbers = [number for number in range(len(self.manifest)) if number not in known]
         results = run_guarded(self._look, numbers, workers, self.rules.limit_s)
-        seen: dict[tuple[str, int, int], int] = {}
+        seen: dict[Part, tuple[int, int]] = {}
         with state or nullcontext():
             for number in range(len(self.manifest)):
                 result = known.pop(number, None) or next(results)
@@ -150,7 +156,7 @@ class ListCheck:
         self.faults += faults
         tell(faults)
 
-    def _judge(self, number: int, facts: Facts | GivenUp, seen: dict[tuple[str, int, int], int]) -> Iterator[Fault]:
+    def _judge(self, number: int, facts: Facts | GivenUp, seen: dict[Part, tuple[int, int]]) -> Iterator[Fault]:
         entry, line, bad = self.manifest[number], self.manifest.line_number(number), False
         for cause, text, counts in self._causes(entry, line, facts, seen):
             bad = bad or counts
@@ -159,9 +165,10 @@ class ListCheck:
             self.survey.add(facts)
         if not bad:
             self.good.append(number)
+            seen.setdefault(_part(entry), (line, entry.label))
 
     def _causes(
-        self, entry: Entry, line: int, facts: Facts | GivenUp, seen: dict[tuple[str, int, int], int]
+        self, entry: Entry, line: int, facts: Facts | GivenUp, seen: dict[Part, tuple[int, int]]
     ) -> Iterator[tuple[str, str, bool]]:
         """(cause, text, whether it makes the line bad)."""
         rules = self.rules
@@ -176,10 +183,13 @@ class ListCheck:
             yield LABEL, "it is missing", True
         elif rules.num_classes and entry.label >= rules.num_classes:
             yield LABEL, f"{entry.label}, not in 0 .. {rules.num_classes - 1}", True
-        key = (os.path.normpath(entry.path), max(entry.start, 0), entry.total)
-        first = seen.setdefault(key, line)
-        if first != line and entry.kind != "packed":
-            yield DUPLICATE, f"the same as line {first}", not rules.allow_duplicates
+        if _part(entry) in seen and entry.kind != "packed":
+            first, label = seen[_part(entry)]
+            if label == entry.label:
+                yield DUPLICATE, f"the same as line {first}", not rules.allow_duplicates
+            else:
+                text = f"{entry.label}, but line {first}, which is kept, says {label} of the same video"
+                yield LABELS, text, not rules.allow_duplicates
 
     def publish(self) -> Path | None:
         """Write the cleaned list and, beside it, what was wrong; None where there is no good line or no output.
@@ -196,6 +206,21 @@ class ListCheck:
             publish_file(self.output, lambda out: out.write(kept))
         state_path(self.output).unlink(missing_ok=True)
         return self.output if self.good else None
+
+
+def _part(entry: Entry) -> Part:
+    return os.path.normpath(entry.path), max(entry.start, 0), entry.total
+
+
+def _would_replace(output: Path, listed: Path) -> bool:
+    """Whether one of the files that are written is the list, however the two are spelled."""
+    for path in (output, bad_path(output), state_path(output)):
+        if os.path.realpath(path) == os.path.realpath(listed):
+            return True
+        with suppress(OSError, ValueError):
+            if os.path.samefile(path, listed):
+                return True
+    return False
 
 
 def bad_path(output: Path) -> Path:
@@ -216,6 +241,10 @@ def _without(blob: bytes, bad: set[int]) -> bytes:
     return (mark if lost else b"") + b"\n".join(kept)
 
 
+FACTS = TypeAdapter(Facts)
+FACT_NAMES = {one.name for one in fields(Facts)}
+
+
 class _State:
     """Facts of entries by path and range, good for as long as size and time of the file are the same."""
 
@@ -224,11 +253,19 @@ class _State:
         self._head = {"version": STATE_VERSION, **asdict(look)}
         self._rows: dict[str, tuple[list[int], dict[str, Any]]] = {}
         self._out: IO[str] | None = None
-        with suppress(OSError, ValueError), self._path.open(encoding="utf-8") as handle:
+        with suppress(OSError, ValueError), self._path.open("rb") as handle:
             if json.loads(handle.readline()) == self._head:
-                for line in handle:  # the last one may be half written
-                    row = json.loads(line)
-                    self._rows[row["key"]] = (row["file"], row["facts"])
+                for line in handle:
+                    self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        """Keep a row; one that is half written or odd is skipped: its entry is looked at again."""
+        with suppress(ValueError, KeyError, TypeError, AttributeError):  # pydantic's errors are ValueErrors
+            row = json.loads(line)
+            key, file, facts = row["key"], row["file"], row["facts"]
+            if isinstance(key, str) and isinstance(file, list) and facts.keys() == FACT_NAMES:
+                FACTS.validate_python(facts)
+                self._rows[key] = (file, facts)
 
     def __enter__(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """The videos of a list -> small H.264 files with key frames close together, in a folder of the same relative paths.
 
-A file has its name only when it is whole, and its source's time, by which the next call knows it. Prints nothing.
+A file has its name only when it is whole; a record beside them says which video each was made from. Prints nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from dsvid.errors import DataError
 from dsvid.publish import publish_json, publish_path, publish_text
 
 LIST, BAD, ABOUT = "list.csv", "bad.jsonl", "resize.json"
+RECORD = "made.jsonl"  # a row for each file: its name, and path, size and time of the video it was made from
 SCRATCH_MARK = ".mp4-"  # in the names of files that are being written
 
 
@@ -84,14 +85,17 @@ class Resizing:
         self.videos = list(self.targets)
         self._refuse_sources_as_targets()
         self._refuse_other_options()
+        self._record = _read_record(self.folder / RECORD)
+        self._refuse_other_sources()
 
     def _refuse_what_fits_not(self) -> None:
         for number, entry in enumerate(self.entries):
             place = f"{self.manifest.source}, line {self.manifest.line_number(number)}"
-            if entry.kind == "frames":
-                raise DataError(
-                    f"{place}: a folder of pictures", expected="videos only", fix="dsvid data pack takes it"
-                )
+            # of a path without a suffix the list does not say what it is, unless it has a number of pictures
+            if entry.kind == "frames" and (entry.total > 0 or os.path.isdir(entry.path)):
+                file = os.path.isfile(entry.path)
+                raise DataError(f"{place}: a {'file where the list promises a ' * file}folder of pictures",
+                                expected="videos only", fix="" if file else "dsvid data pack takes it")  # fmt: skip
             if entry.total > 0 and self.options.fps is not None:
                 raise DataError(f"{place}: a range of frames", found=f"--fps {self.options.fps:g}",
                                 expected="the frames keep their numbers", fix="leave --fps out")  # fmt: skip
@@ -120,6 +124,15 @@ class Resizing:
             raise DataError(f"{self.folder}: begun with other options", found=found, expected=asdict(self.options),
                             fix="the same options, or another folder")  # fmt: skip
 
+    def _refuse_other_sources(self) -> None:
+        for path, name in self.targets.items():
+            known, source = self._record.get(name), os.path.realpath(path)
+            if known is not None and known[0] != source:
+                fix = f"another folder; to replace what is there, remove {self.folder / RECORD}"
+                raise DataError(
+                    f"{self.folder}: {name} was made from another video", found=known[0], expected=source, fix=fix
+                )
+
     def run(self, workers: int, limit_s: float, tell: Callable[[Made], object] = lambda _: None) -> list[Made]:
         """Code what is missing anew, `workers` videos at a time, each for `limit_s` at most; then the list.
 
@@ -129,6 +142,8 @@ class Resizing:
         with _locked(self.folder):
             publish_json(self.folder / ABOUT, {"options": asdict(self.options)})
             self._clear()
+            rows = "".join(_record_row(name, source) for name, source in self._record.items())
+            publish_text(self.folder / RECORD, rows)  # half a row of a call that was killed goes
             made = []
             results = run_guarded(self._make, range(len(self.videos)), workers, limit_s)
             for path, result in zip(self.videos, results, strict=True):
@@ -150,19 +165,15 @@ class Resizing:
             facts = os.stat(path)
         except (OSError, ValueError):
             return Made(path, error=MISSING)
-        with suppress(OSError):
-            there = target.stat()
-            if int(there.st_mtime) == int(facts.st_mtime):  # some file systems keep whole seconds
-                return Made(path, already=True, before=facts.st_size, after=there.st_size)
-
-        def write(scratch: Path) -> None:
-            resize_video(path, scratch, self.options)
-            os.utime(scratch, ns=(facts.st_mtime_ns, facts.st_mtime_ns))
-
+        source = (os.path.realpath(path), facts.st_size, facts.st_mtime_ns)
+        if self._record.get(self.targets[path]) == source:
+            with suppress(OSError):
+                return Made(path, already=True, before=facts.st_size, after=target.stat().st_size)
         try:
-            publish_path(target, write)
+            publish_path(target, lambda scratch: resize_video(path, scratch, self.options))
         except DataError as error:
             return Made(path, error=one_line(error).removeprefix(f"{path}: "))
+        _append(self.folder / RECORD, _record_row(self.targets[path], source))
         return Made(path, before=facts.st_size, after=target.stat().st_size)
 
     def _publish(self, made: list[Made]) -> None:
@@ -200,6 +211,39 @@ def target_names(paths: list[str], base: Path) -> dict[str, str]:
 
 def _stem(name: str) -> str:
     return os.path.splitext(name)[0].casefold()
+
+
+# ---- the record ----------------------------------------------------------------------------------------------------
+
+Source = tuple[str, int, int]  # real path, bytes, time of its last change in ns
+
+
+def _read_record(path: Path) -> dict[str, Source]:
+    """File name -> what it was made from; a row that is not understood does not count: that file is made again."""
+    found: dict[str, Source] = {}
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return found
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError, OverflowError):
+            row = json.loads(line)
+            name, source, size, changed = row["name"], row["source"], row["bytes"], row["mtime_ns"]
+            if isinstance(name, str) and isinstance(source, str):
+                found[name] = (source, int(size), int(changed))
+    return found
+
+
+def _record_row(name: str, source: Source) -> str:
+    return json.dumps({"name": name, "source": source[0], "bytes": source[1], "mtime_ns": source[2]}) + "\n"
+
+
+def _append(path: Path, row: str) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, row.encode())  # in one piece: several processes append
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from dsvid.data.video_facts import Look, look_at
 from dsvid.recipe import DataConfig
 from tests.data.numbered_videos import write_video
 
-WORDS = ["--workers", "1", "--clips", "8", "--repeats", "1"]
+WORDS = ["--workers", "1", "--clips", "32", "--repeats", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -90,5 +90,22 @@ def test_what_cannot_be_measured_ends_with_2(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "list.csv").write_text("none.mp4 0\n")
     assert main(["data", "bench", str(tmp_path / "list.csv"), *WORDS]) == 2
     assert "none of 1 entries can be read" in capsys.readouterr().err
-    assert main(["data", "bench", str(tmp_path / "list.csv"), "--clips", "3"]) == 2
-    assert "--clips" in capsys.readouterr().err
+    for workers, clips, least in (("1", "31", 32), ("2", "16", 64)):
+        words = ["data", "bench", str(tmp_path / "list.csv"), "--workers", workers, "--clips", clips]
+        assert main(words) == 2
+        assert f"at least {least}" in capsys.readouterr().err
+
+
+def test_more_processes_make_longer_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def through(source: Path, samples: int, turn: int, workers: int, clips: int, base: DataConfig) -> float:
+        counted.append((workers, clips))
+        return 1.0
+
+    counted: list[tuple[int, int]] = []
+    monkeypatch.setattr(bench_loader, "through_loader", through)
+    write_video(tmp_path / "a.mp4", 40)
+    (tmp_path / "list.csv").write_text("a.mp4 0\n")
+    for workers in ("1", "3"):
+        words = ["data", "bench", str(tmp_path / "list.csv"), "--workers", workers, "--repeats", "1", "--as-is"]
+        assert main(words) == 0
+    assert set(counted) == {(1, 64), (3, 96)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import re
 import sys
 from pathlib import Path
@@ -9,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsvid.cli import main
+from dsvid.cli import data, main
 from dsvid.data.shards import open_shards
 from dsvid.data.video_writer import open_writer
+from dsvid.errors import DataError
 
 
 @pytest.fixture
@@ -105,3 +108,46 @@ def test_the_bar_is_on_the_terminal(listed: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(sys, "stderr", terminal)
     assert main(["data", "pack", str(listed), str(tmp_path / "packed"), "--jobs", "1"]) == 0
     assert "4/4" in terminal.getvalue()
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: OSError, *words: str) -> argparse.Namespace:
+    """Arguments of a tool that ends in `error`."""
+
+    def fail(args: argparse.Namespace) -> int:
+        raise error
+
+    monkeypatch.setitem(data.TOOLS, words[0], (*data.TOOLS[words[0]][:3], fail))
+    parser = argparse.ArgumentParser()
+    data.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BrokenPipeError):  # dsvid/cli/__init__.py ends quietly
+        data.run(failing(monkeypatch, BrokenPipeError(errno.EPIPE, "Broken pipe"), "check", "l.csv"))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "new/clean.csv cannot be written"),
+        (PermissionError(errno.EACCES, "Permission denied", "new/.clean.csv-x1"), "new/clean.csv cannot be written"),
+        (PermissionError(errno.EACCES, "Permission denied", "new"), "new/clean.csv cannot be written"),
+        (PermissionError(errno.EACCES, "Permission denied", "new/l.csv"), "new/l.csv cannot be read"),
+        (PermissionError(errno.EACCES, "Permission denied", "v/a.mp4"), "v/a.mp4 cannot be read"),
+        (OSError(errno.EIO, "Input/output error"), "a file cannot be read or written"),
+    ],
+)
+def test_what_the_system_refused_is_said(error: OSError, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError) as raised:
+        data.run(failing(monkeypatch, error, "check", "new/l.csv", "-o", "new/clean.csv"))
+    assert raised.value.what == said
+    assert error.strerror in str(raised.value)
+
+
+def test_a_folder_that_cannot_be_made_is_said_to_be_written(
+    listed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["data", "check", str(listed), "--workers", "1", "-o", str(tmp_path / "file" / "clean.csv")]) == 2
+    assert f"{tmp_path}/file/clean.csv cannot be written" in capsys.readouterr().err

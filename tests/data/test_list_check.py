@@ -47,7 +47,7 @@ def test_every_line_is_named_in_its_order(folder: Path) -> None:
         (3, list_check.LINE, True),
         (4, "zero bytes", True),
         (5, "missing", True),
-        (6, list_check.DUPLICATE, True),
+        (6, list_check.LABELS, True),
         (9, list_check.SHORT, False),
         (10, list_check.LINE, True),
     ]
@@ -63,6 +63,20 @@ def test_labels(folder: Path) -> None:
 
 def test_parts_of_one_video_are_no_duplicates(folder: Path) -> None:
     assert causes(check(folder, "a.mp4 0 70\na.mp4 8 70\n./a.mp4 0 70\n")) == [(3, list_check.DUPLICATE, True)]
+
+
+def test_only_a_line_that_is_kept_makes_a_later_one_a_duplicate(folder: Path) -> None:
+    made = check(folder, "a.mp4 9\na.mp4 1\na.mp4 1\n", Rules(num_classes=3))
+    assert causes(made) == [(1, list_check.LABEL, True), (3, list_check.DUPLICATE, True)]
+    assert made.faults[1].text == "the same as line 2"
+    assert made.good == [1]
+
+
+def test_two_labels_of_one_video_are_named(folder: Path) -> None:
+    made = check(folder, "a.mp4 0\n./a.mp4 2\n")
+    assert causes(made) == [(2, list_check.LABELS, True)]
+    assert made.faults[0].text == "2, but line 1, which is kept, says 0 of the same video"
+    assert causes(check(folder, "a.mp4 0\na.mp4 2\n", Rules(allow_duplicates=True))) == [(2, list_check.LABELS, False)]
 
 
 def test_what_is_bad_can_be_chosen(folder: Path) -> None:
@@ -116,6 +130,26 @@ def test_a_stopped_check_goes_on(folder: Path, tmp_path: Path, monkeypatch: pyte
     assert again(Rules(Look(full=True))) == 0, "a closer look knows nothing yet"
 
 
+def test_odd_rows_of_the_state_are_skipped(folder: Path, tmp_path: Path) -> None:
+    (folder / "list.csv").write_text("a.mp4 0\nb c.mp4,0\n")
+    out = tmp_path / "clean.csv"
+
+    def again() -> tuple[int, list[int]]:
+        made = ListCheck(str(folder / "list.csv"), "", Rules(), out)
+        return made.run(1), made.good
+
+    assert again() == (0, [0, 1])
+    state = list_check.state_path(out)
+    head, first, second = state.read_bytes().splitlines(keepends=True)
+    facts = json.loads(first)["facts"]
+    odd = b"{}\n[]\nnull\n\xff\n" + first[:-30] + b"\n"
+    state.write_bytes(head + odd + second)
+    assert again() == (1, [0, 1]), "what comes behind them is known"
+    for wrong in ({}, {"frames": 80}, {**facts, "more": 1}, {**facts, "frames": "many"}, 7):
+        state.write_bytes(head + json.dumps({**json.loads(first), "facts": wrong}).encode() + b"\n" + second)
+        assert again() == (1, [0, 1]), wrong
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the processes are Linux's")
 def test_a_video_that_hangs_is_a_line_of_the_report(folder: Path) -> None:
     os.mkfifo(folder / "pipe.mp4")  # whoever opens it waits for a writer
@@ -136,6 +170,20 @@ def test_the_survey(folder: Path) -> None:
 
 def test_outputs_that_would_cost_something(folder: Path, tmp_path: Path) -> None:
     (folder / "list.csv").write_text("a.mp4 0\n")
-    for output in (folder / "list.csv", folder / "." / "list.csv", tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "to folder").symlink_to(folder)
+    (tmp_path / "to list.csv").symlink_to(folder / "list.csv")
+    for output in (
+        folder / "list.csv",
+        folder / "." / "list.csv",
+        tmp_path / "sub" / ".." / "to folder" / "list.csv",
+        tmp_path / "to list.csv",
+        tmp_path,
+    ):
         with pytest.raises(DataError, match="-o"):
             ListCheck(str(folder / "list.csv"), "", Rules(), output)
+    with pytest.raises(DataError, match="-o"):
+        ListCheck(str(tmp_path / "to list.csv"), "", Rules(), folder / "list.csv")
+    (folder / "clean.csv.bad.jsonl").write_text("a.mp4 0\n")
+    with pytest.raises(DataError, match="-o"):
+        ListCheck(str(folder / "clean.csv.bad.jsonl"), "", Rules(), folder / "clean.csv")

@@ -49,7 +49,7 @@ def test_a_list_of_the_same_labels_in_the_same_order(folder: Path) -> None:
         (False, True, True), (True, False, False), (False, True, True), (True, False, False),
     ]  # fmt: skip
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert files == {"bad.jsonl", "list.csv", "resize.json", "x/a.mp4", "x/y z/b.mp4"}
+    assert files == {"bad.jsonl", "list.csv", "made.jsonl", "resize.json", "x/a.mp4", "x/y z/b.mp4"}
 
 
 def test_the_frames_are_those_of_the_source(folder: Path) -> None:
@@ -107,6 +107,55 @@ def test_what_is_finished_is_not_made_again(folder: Path, monkeypatch: pytest.Mo
     (folder.parent / "out" / "x" / "a.mp4").unlink()
     os.utime(folder / "x" / "y z" / "b.mp4", (1, 1))
     assert [one.already for one in resize(folder)] == [False] * 4, "gone, or its source has changed"
+
+
+def test_another_video_of_the_same_name_and_time_is_not_taken_for_it(tmp_path: Path) -> None:
+    for number, name in enumerate("AB"):
+        (tmp_path / name).mkdir()
+        os.utime(write_video(tmp_path / name / "v.mp4", 8, offset=100 * number), (5, 5))
+        (tmp_path / name / "list.csv").write_text(f"v.mp4 {number}\n")
+    out = tmp_path / "out"
+    Resizing(read_list(tmp_path / "A" / "list.csv"), out, SMALL).run(1, 60.0)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(DataError, match=r"v\.mp4 was made from another video") as error:
+        Resizing(read_list(tmp_path / "B" / "list.csv"), out, SMALL)
+    assert str(tmp_path / "A" / "v.mp4") in str(error.value)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (out / "made.jsonl").unlink()  # as the message says
+    made = Resizing(read_list(tmp_path / "B" / "list.csv"), out, SMALL).run(1, 60.0)
+    assert [one.already for one in made] == [False]
+    index = PyavSource(str(out / "v.mp4"))
+    assert read_number(index.read([0])[0]) == 100
+    index.close()
+
+
+def test_a_source_changed_within_its_second_is_made_again(folder: Path) -> None:
+    os.utime(folder / "x" / "a.mkv", ns=(10**9, 10**9))
+    resize(folder)
+    os.utime(folder / "x" / "a.mkv", ns=(10**9, 10**9 + 1000))
+    assert [one.already for one in resize(folder)] == [False, False, True, False]
+
+
+def test_odd_rows_of_the_record_are_made_again(folder: Path) -> None:
+    resize(folder)
+    record = folder.parent / "out" / "made.jsonl"
+    first = record.read_bytes().splitlines(keepends=True)[0]
+    record.write_bytes(b'{}\n[1]\nnull\n{"name": 3, "source": []}\n\xff\n' + first + first[:-20])
+    assert [one.already for one in resize(folder)].count(True) == 1
+    assert [one.already for one in resize(folder)].count(True) == 2, "what comes behind half a row is read"
+
+
+def test_a_video_without_a_suffix_is_a_video(folder: Path) -> None:
+    (folder / "x" / "a.mkv").rename(folder / "x" / "plain")
+    (folder / "list.csv").write_text("x/plain 4\n")
+    assert [one.error for one in resize(folder)] == [""]
+    assert (folder.parent / "out" / "list.csv").read_text() == "x/plain.mp4,4\n"
+    (folder / "list.csv").write_text("x/plain 7 4\n")
+    with pytest.raises(DataError, match="line 1: a file where the list promises a folder of pictures"):
+        resize(folder)
+    (folder / "list.csv").write_text("x 7 4\n")
+    with pytest.raises(DataError, match="line 1: a folder of pictures"):
+        resize(folder)
 
 
 def test_a_stop_leaves_nothing_that_looks_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
