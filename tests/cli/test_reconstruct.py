@@ -17,6 +17,7 @@ from dsvid.models.spec import ModelSpec, build_model
 from dsvid.objectives import PretrainObjective
 from dsvid.overlay.panels import Panels
 from dsvid.weights.folder import write_folder
+from tests.data.damaged_videos import damaged
 from tests.report.reading_pages import check_page
 
 SIZE = {"dim": 24, "depth": 1, "heads": 2, "patch": 8, "mlp_hidden": 48}
@@ -148,24 +149,6 @@ def test_mistakes(
     assert list(tmp_path.iterdir()) == []
 
 
-def damaged(path: Path, lost: range) -> Path:
-    """48 frames, each fourth a key frame; the packets `lost` hold zeros."""
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", rate=FPS, options={"g": "4", "bf": "0", "sc_threshold": "0"})
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for number in range(48):
-            picture = np.full((48, 64, 3), 5 * number, np.uint8)
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        out.mux(stream.encode(None))
-    with av.open(str(path)) as container:
-        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
-    content = bytearray(path.read_bytes())
-    for begin, size in (packets[number] for number in lost):
-        content[begin : begin + size] = bytes(size)
-    path.write_bytes(content)
-    return path
-
-
 def broken_command(place: Path, video: Path, *more: object) -> list[str]:
     return ["reconstruct", "--weights", str(place / "w"), str(video), *map(str, more)]
 
@@ -173,7 +156,7 @@ def broken_command(place: Path, video: Path, *more: object) -> list[str]:
 def test_clips_of_which_no_frame_can_be_decoded_are_left_out_aloud(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    video = damaged(tmp_path / "v.mp4", range(10, 30))  # so 10 to 31 are lost
+    video = damaged(tmp_path / "v.mp4", range(10, 30), fps=FPS)  # so 10 to 31 are lost
     outputs = [word for name in ("json", "png", "mp4", "html") for word in ("-o", tmp_path / f"o.{name}")]
     assert main(broken_command(place, video, *outputs)) == 0
     shown = capsys.readouterr()
@@ -193,7 +176,7 @@ def test_clips_of_which_no_frame_can_be_decoded_are_left_out_aloud(
 def test_where_the_first_clip_is_lost_the_picture_is_of_the_next_one_or_of_none(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    video = damaged(tmp_path / "v.mp4", range(10, 30))
+    video = damaged(tmp_path / "v.mp4", range(10, 30), fps=FPS)
     start = ("--start", 16 / FPS)
     assert main(broken_command(place, video, *start, "-o", tmp_path / "o.png", "-o", tmp_path / "o.json")) == 0
     assert "the PNG shows the clip at 2.67 s" in capsys.readouterr().err and (tmp_path / "o.png").exists()
