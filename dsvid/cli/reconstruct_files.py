@@ -12,6 +12,7 @@ import numpy as np
 from dsvid.errors import DataError
 from dsvid.overlay.painter import spread
 from dsvid.pictures import Pixels, frame_table, png_bytes, save_png
+from dsvid.predict.clips import undecodable
 from dsvid.predict.reconstruct import Autoencoder, RebuiltClip
 from dsvid.publish import publish_json, publish_path
 from dsvid.report.reconstruction_page import Losses, ShownClip, reconstruction_page
@@ -37,6 +38,7 @@ class Outputs:
         args: argparse.Namespace,
     ) -> None:  # fmt: skip
         self._paths, self._stream, self._model, self._step, self._args = paths, stream, model, step, args
+        self._plan = plan
         self._wanted = set(spread(range(len(plan)), MOST_CLIPS)) if ".html" in paths else set()
         self._rows: list[dict[str, Any]] = []
         self._shown: list[ShownClip] = []
@@ -49,6 +51,7 @@ class Outputs:
             else:
                 for _ in self._noted(clips):
                     pass
+            notes += self._missing()
             if ".html" in self._paths:
                 publish_page(self._paths[".html"], self._page(notes))
             if ".json" in self._paths:
@@ -84,7 +87,7 @@ class Outputs:
         """Pass the clips on; keep their numbers and the pictures that are wanted."""
         for clip in clips:
             self._rows.append(_row(clip, self._stream.duration_s, self._model.objective.grid.tubelet))
-            if clip.number == 0 and ".png" in self._paths:
+            if len(self._rows) == 1 and ".png" in self._paths:
                 save_png(self._table(clip, [self._words(clip), *self.told()]), self._paths[".png"])
             if clip.number in self._wanted:
                 title = f"{clock(clip.seconds[0])} – {clock(clip.seconds[-1])}, loss {clip.loss.mean():.3f}"
@@ -94,14 +97,26 @@ class Outputs:
         if not self._rows:
             raise DataError(f"{self._stream.path}: no frame of the clips can be decoded", fix="another --start")
 
+    def _missing(self) -> list[str]:
+        """Notes on what could not be decoded, of clips and of frames in clips."""
+        notes = undecodable(len(self._rows), len(self._plan))
+        if ".png" in self._paths and self._rows[0]["start_frame"] != self._plan[0].start:
+            notes.append(f"the PNG shows the clip at {self._rows[0]['start_s']:.2f} s, the first that has a frame")
+        counts = [row["replaced"] for row in self._rows if row["replaced"]]
+        if counts:
+            clips = f"{len(counts)} clip{'s' if len(counts) > 1 else ''}"
+            what = f"{_frames(sum(counts))} of {clips}, which cannot be decoded"
+            notes.append(f"replaced by the one before (at the very beginning by the first one after): {what}")
+        return notes
+
     def _table(self, clip: RebuiltClip, caption: Iterable[str]) -> Pixels:
         heads = [f"{second:.2f} s" for second in clip.seconds]
         return frame_table(clip.pictures, scale_to=CELL, heads=heads, caption=list(caption))
 
     def _words(self, clip: RebuiltClip) -> str:
-        return (
-            f"Loss {clip.loss.mean():.3f}; of the true mean of each hidden patch alone {clip.loss_of_mean.mean():.3f}."
-        )
+        alone = f"of the true mean of each hidden patch alone {clip.loss_of_mean.mean():.3f}"
+        lost = f" {_frames(clip.replaced)} cannot be decoded: replaced." if clip.replaced else ""
+        return f"Loss {clip.loss.mean():.3f}; {alone}.{lost}"
 
     def _draw_video(self, scratch: Path, clips: Iterable[RebuiltClip]) -> None:
         from dsvid.data.video_writer import open_writer
@@ -164,6 +179,10 @@ class Outputs:
         }  # fmt: skip
 
 
+def _frames(count: int) -> str:
+    return f"{count} frame{'s' if count > 1 else ''}"
+
+
 def _row(clip: RebuiltClip, duration_s: float, tubelet: int) -> dict[str, Any]:
     """The numbers of a clip, as JSON has them; the mask is that of every tubelet."""
     shown = zip(clip.window.indices.tolist(), clip.seconds.tolist(), clip.loss.tolist(), strict=True)
@@ -173,6 +192,7 @@ def _row(clip: RebuiltClip, duration_s: float, tubelet: int) -> dict[str, Any]:
         "start_s": float(clip.seconds[0]),
         "end_s": min(duration_s, float(clip.seconds[-1])),
         "padded": clip.window.padded,
+        "replaced": clip.replaced,
         "loss": float(clip.loss.mean()),
         "loss_of_mean": float(clip.loss_of_mean.mean()),
         "loss_by_tubelet": clip.loss.reshape(-1, tubelet).mean(axis=1).tolist(),

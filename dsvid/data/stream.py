@@ -55,7 +55,7 @@ class VideoStream:
         if not self._lost:
             return list(self._notes)
         words = f"{len(self._lost)} of {self.frames} frames, between {min(self._lost)} and {max(self._lost)}"
-        return [*self._notes, f"left out: {words}, cannot be decoded ({self._cause})"]
+        return [*self._notes, f"{words}, cannot be decoded ({self._cause})"]
 
     @property
     def duration_s(self) -> float:
@@ -144,8 +144,9 @@ def clips_of(
     """(place in `wanted`, its T pictures, prepared) as soon as the last one is there.
 
     `wanted` are ascending frame numbers of each clip, the clips in the order of their first and last frames. A picture
-    is prepared once, and held only as long as a clip needs it. Missing frames are replaced by the one before; clips
-    that begin after the last frame are left out.
+    is prepared once, and held only as long as a clip needs it, or as the last one before. A missing frame is replaced
+    by the last one before it that any clip wants, at the very beginning by the first one after it; clips of which no
+    frame is there are left out.
     """
     held: dict[int, Tensor] = {}
     active: deque[int] = deque()
@@ -159,14 +160,14 @@ def clips_of(
         while active and wanted[active[0]][-1] <= number:
             yield from _picked(active.popleft(), wanted, held)
         needed = wanted[active[0]][0] if active else number + 1
-        for old in [other for other in held if other < needed]:
+        for old in [other for other in held if other < needed][:-1]:
             del held[old]
     for place in active:
         yield from _picked(place, wanted, held)
 
 
 def _picked(place: int, wanted: Sequence[Ints], held: dict[int, Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
-    there = sorted(held)
-    if there:
-        before = np.maximum(np.searchsorted(there, wanted[place], side="right") - 1, 0)
+    frames, there = wanted[place], sorted(held)
+    if not held.keys().isdisjoint(frames.tolist()):
+        before = np.maximum(np.searchsorted(there, frames, side="right") - 1, 0)
         yield place, [held[there[int(index)]] for index in before]

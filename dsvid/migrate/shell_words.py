@@ -21,6 +21,10 @@ _DECLARING = {"export", "declare", "local", "readonly", "typeset"}
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.S)
 _NAME = re.compile(r"[A-Za-z_]\w*|[0-9@*#?$!-]")
 _BRACED = re.compile(r"(\w+|[@*#?])(\[[@*]\])?(?:(:?[-=+])(.*)|(:[^-=+].*))?$", re.S)
+_BLANKS = " \t\n"
+# In place of the blanks of unknown text, which nothing may split; surrogates, because no text that was read holds them.
+_HIDE = str.maketrans(_BLANKS, "\ud800\ud801\ud802")
+_SHOW = {hidden: blank for blank, hidden in _HIDE.items()}
 UNKNOWN = re.compile(r"\$\{?\w|\$\(|`")
 
 
@@ -109,8 +113,9 @@ def _command(group: Sequence[Token], known: _Variables) -> Command | None:
         known.values.update(assigned)
         return None
     known.values = before
-    words = tuple(word for token in rest for word in _words(token, known))
-    return Command(words, {name: " ".join(value) for name, value in assigned.items()}, line) if words else None
+    words = tuple(word.translate(_SHOW) for token in rest for word in _words(token, known))
+    environment = {name: " ".join(value).translate(_SHOW) for name, value in assigned.items()}
+    return Command(words, environment, line) if words else None
 
 
 def _literal(token: Token) -> str:
@@ -145,8 +150,12 @@ def _words(token: Token, known: _Variables) -> list[str]:
     if whole is not None and whole.kind == "variable" and whole.word == "[@]":
         values = known.get(whole.text)
         if values is not None:
-            return values if whole.quoted else " ".join(values).split()
+            return values if whole.quoted else _split(" ".join(values))
     return _filled(token.pieces, known, split=True)
+
+
+def _split(text: str) -> list[str]:
+    return [word for word in re.split(f"[{_BLANKS}]+", text) if word]
 
 
 def _filled(pieces: Sequence[Piece], known: _Variables, *, split: bool) -> list[str]:
@@ -154,14 +163,15 @@ def _filled(pieces: Sequence[Piece], known: _Variables, *, split: bool) -> list[
     current, begun = "", False
     for piece in pieces:
         if piece.kind != "variable":
-            current, begun = current + piece.text, True
+            text = piece.text.translate(_HIDE) if piece.kind == "unknown" else piece.text
+            current, begun = current + text, True
             continue
         value = _value(piece, known)
         if piece.quoted or not split:
             current, begun = current + value, True
             continue
-        parts = value.split()
-        if value[:1].isspace() and begun:
+        parts = _split(value)
+        if value.startswith(tuple(_BLANKS)) and begun:
             words.append(current)
             current, begun = "", False
         for number, part in enumerate(parts):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from dsvid.data.window_index import Ints, WindowRule
 from dsvid.errors import DataError
 from dsvid.metrics.anomaly_groups import risk_of
 from dsvid.objectives import AnomalyObjective
-from dsvid.predict.settings import Pictures, Settings, video_of
+from dsvid.predict.clips import noted
+from dsvid.predict.settings import Settings, video_of
 from dsvid.predict.weights import Predictor
 from dsvid.timeline import RiskTimeline
 
@@ -77,7 +78,7 @@ def judge(stream: VideoStream, predictor: Predictor, settings: Settings, device:
         return augment.squash(torch.from_numpy(picture[None]), predictor.input_size)[0]
 
     begun = time.perf_counter()
-    pictures = _noted(settings.watched(stream.pictures()), seen)
+    pictures = noted(settings.watched(stream.pictures()), seen)
     for place, clip in clips_of(pictures, plan, prepare):
         if seen[plan.targets[place]]:
             waiting.append((place, torch.stack(clip)))
@@ -113,12 +114,6 @@ def judged_frames(stream: VideoStream, every_s: float) -> Ints:
         return np.arange(stream.frames)
     count = int(stream.seconds[-1] / every_s + 1e-9) + 1
     return np.unique([stream.frame_at(number * every_s) for number in range(count)])
-
-
-def _noted(pictures: Pictures, seen: NDArray[np.bool_]) -> Iterator[tuple[int, Frames]]:
-    for number, picture in pictures:
-        seen[number] = True
-        yield number, picture
 
 
 @torch.inference_mode()

@@ -8,15 +8,16 @@ from numpy.typing import NDArray
 
 from dsvid.data.stream import VideoStream, clips_of
 from dsvid.data.windows import Window
+from dsvid.errors import DataError
 from dsvid.objectives import ClassifyObjective
-from dsvid.predict.clips import centre_square, clip_windows
+from dsvid.predict.clips import centre_square, clip_windows, undecodable
 from dsvid.predict.settings import Settings, video_of
 from dsvid.predict.weights import Predictor
 from dsvid.timeline import Clip, ClipTimeline
 
 
 def classify(stream: VideoStream, predictor: Predictor, settings: Settings, device: torch.device) -> ClipTimeline:
-    """Read the video once and classify every clip of it."""
+    """Read the video once and classify every clip of it. Raises DataError where no clip has a frame."""
     notes: list[str] = []
     plan = clip_windows(stream, predictor, settings, notes)
     scores = np.zeros((len(plan), len(predictor.names.names)))
@@ -37,6 +38,11 @@ def classify(stream: VideoStream, predictor: Predictor, settings: Settings, devi
             flush()
     if waiting:
         flush()
+    if not done.any():
+        raise DataError(
+            f"{stream.path}: no frame of the clips can be decoded", fix="another --every or --sampling-rate"
+        )
+    notes += undecodable(int(done.sum()), len(plan))
     return _timeline(stream, predictor, settings, [plan[i] for i in np.flatnonzero(done)], scores[done], notes)
 
 

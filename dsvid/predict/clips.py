@@ -6,17 +6,19 @@ Knows no task. Legend: T frames of a clip.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dsvid.data import augment, sampling
 from dsvid.data.decode import Frames
 from dsvid.data.stream import VideoStream
 from dsvid.data.windows import Window, windows
-from dsvid.predict.settings import ClipInput, Settings
+from dsvid.predict.settings import ClipInput, Pictures, Settings
 
 
 def clip_windows(
@@ -39,6 +41,20 @@ def clip_windows(
         found[-1] = Window(start, there, False, shown)
     return [replace(each, start=each.start + first, end=each.end + first, indices=each.indices + first)
             for each in found]  # fmt: skip
+
+
+def noted(pictures: Pictures, seen: NDArray[np.bool_]) -> Iterator[tuple[int, Frames]]:
+    """Pass pictures on; `seen` [frames of the video] becomes True where one came."""
+    for number, picture in pictures:
+        seen[number] = True
+        yield number, picture
+
+
+def undecodable(done: int, planned: int) -> list[str]:
+    """The note on clips that have no picture, if there are any."""
+    if done == planned:
+        return []
+    return [f"{planned - done} of {planned} clips have no frame that can be decoded: left out"]
 
 
 def centre_square(short_side: int, size: int) -> Callable[[Frames], Tensor]:

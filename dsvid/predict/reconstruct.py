@@ -19,7 +19,7 @@ from dsvid.data.stream import VideoStream, clips_of
 from dsvid.data.windows import Window
 from dsvid.errors import CheckpointError, NoDecoderError, RecipeError
 from dsvid.objectives import PretrainObjective
-from dsvid.predict.clips import centre_square
+from dsvid.predict.clips import centre_square, noted
 from dsvid.predict.settings import Settings
 from dsvid.weights.card import read_card
 from dsvid.weights.load import load_model
@@ -46,7 +46,7 @@ class Autoencoder:
 class RebuiltClip:
     """One clip: `number` counts the windows; `frames`, their `seconds`, `loss` and `loss_of_mean` [T]; `pictures`, each
     uint8 [T, S, S, 3]: `original`, `masked`, `rebuilt patches` (alone), `rebuilt` (with the visible patches), `means
-    only`; `hidden` bool [t, h, w].
+    only`; `hidden` bool [t, h, w]; `replaced`: how many of the T frames cannot be decoded and show another one.
     """
 
     number: int
@@ -56,6 +56,7 @@ class RebuiltClip:
     hidden: NDArray[np.bool_]
     loss: NDArray[np.float64]
     loss_of_mean: NDArray[np.float64]
+    replaced: int
 
 
 def open_autoencoder(
@@ -107,16 +108,21 @@ def _no_decoder(path: Path, found: str) -> CheckpointError:
 def rebuild(
     stream: VideoStream, model: Autoencoder, settings: Settings, device: torch.device, plan: list[Window], seed: int
 ) -> Iterator[RebuiltClip]:
-    """The clips of the windows of `plan`, in order, in one reading; each has a mask of its own, drawn from `seed`."""
+    """The clips of the windows of `plan`, in order, in one reading; each has a mask of its own, drawn from `seed`.
+
+    Clips of which no frame can be decoded are left out.
+    """
     prepare = centre_square(model.short_side, model.input_size)
-    pictures = settings.watched(stream.pictures())
+    seen = np.zeros(stream.frames, dtype=bool)
+    pictures = noted(settings.watched(stream.pictures()), seen)
     for number, frames in clips_of(pictures, [window.indices for window in plan], prepare):
         clip = torch.stack(frames)[None].to(device)
-        yield _rebuilt(stream, model, plan[number], clip, number, sample_seed(seed, 0, number))
+        replaced = int((~seen[plan[number].indices]).sum())
+        yield _rebuilt(stream, model, plan[number], clip, number, sample_seed(seed, 0, number), replaced)
 
 
 def _rebuilt(
-    stream: VideoStream, model: Autoencoder, window: Window, clip: torch.Tensor, number: int, seed: int
+    stream: VideoStream, model: Autoencoder, window: Window, clip: torch.Tensor, number: int, seed: int, replaced: int
 ) -> RebuiltClip:
     grid = model.objective.grid
     made = model.objective.rebuild({"clip": clip, "seed": torch.tensor([seed], device=clip.device)})
@@ -134,4 +140,4 @@ def _rebuilt(
         "means only": drawn["patch_mean"],
     }
     mean = made.loss_of_mean[0].double().cpu().numpy()
-    return RebuiltClip(number, window, stream.seconds[window.indices], pictures, hidden, loss, mean)
+    return RebuiltClip(number, window, stream.seconds[window.indices], pictures, hidden, loss, mean, replaced)

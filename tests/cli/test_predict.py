@@ -24,6 +24,7 @@ from dsvid.overlay.risk import ALARM
 from dsvid.overlay.text import colour_of
 from dsvid.show import output_size
 from dsvid.weights.folder import write_folder
+from tests.data.damaged_videos import damaged
 from tests.report.reading_pages import Page, check_page
 
 SIZE = {"dim": 24, "depth": 1, "heads": 2, "patch": 8, "mlp_hidden": 48, "head_init_scale": 50.0}
@@ -115,6 +116,17 @@ def test_classes_are_listed_and_drawn_over_time(place: Path, capsys: pytest.Capt
     ]
     assert marks[1] - marks[0] == pytest.approx(35 / 48 * size[0], rel=0.15)  # the line moves along
     assert (place / "c.PNG").is_file()
+
+
+def test_clips_of_which_no_frame_can_be_decoded_have_no_class(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = damaged(tmp_path / "v.mp4", range(10, 30))  # so 10 to 31 are lost, and the clips from 16 and 24
+    outputs = [word for name in ("json", "mp4", "png", "html") for word in ("-o", str(tmp_path / f"o.{name}"))]
+    assert main(["predict", "--weights", str(place / "classify"), str(video), *outputs]) == 0
+    assert "2 of 6 clips have no frame that can be decoded: left out" in capsys.readouterr().err
+    clips = json.loads((tmp_path / "o.json").read_text())["clips"]
+    assert [clip["start_frame"] for clip in clips] == [0, 8, 32, 40]
 
 
 def test_risk_is_listed_and_drawn_over_time(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from dsvid.models.spec import ModelSpec, build_model
 from dsvid.objectives import PretrainObjective
 from dsvid.overlay.panels import Panels
 from dsvid.weights.folder import write_folder
+from tests.data.damaged_videos import damaged
 from tests.report.reading_pages import check_page
 
 SIZE = {"dim": 24, "depth": 1, "heads": 2, "patch": 8, "mlp_hidden": 48}
@@ -146,6 +147,41 @@ def test_mistakes(
     assert main(command(place, *more, model=model)) == 2
     assert words in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def broken_command(place: Path, video: Path, *more: object) -> list[str]:
+    return ["reconstruct", "--weights", str(place / "w"), str(video), *map(str, more)]
+
+
+def test_clips_of_which_no_frame_can_be_decoded_are_left_out_aloud(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = damaged(tmp_path / "v.mp4", range(10, 30), fps=FPS)  # so 10 to 31 are lost
+    outputs = [word for name in ("json", "png", "mp4", "html") for word in ("-o", tmp_path / f"o.{name}")]
+    assert main(broken_command(place, video, *outputs)) == 0
+    shown = capsys.readouterr()
+    said = json.loads((tmp_path / "o.json").read_text())
+    clips = said["clips"]
+    assert [(clip["start_frame"], clip["replaced"]) for clip in clips] == [(0, 0), (8, 3), (32, 0), (40, 0)]
+    assert said["loss"] == pytest.approx(np.mean([clip["loss"] for clip in clips])) and "over 4 clips" in shown.out
+    for note in (
+        "2 of 6 clips have no frame that can be decoded: left out",
+        "the first one after): 3 frames of 1 clip",
+    ):
+        assert sum(note in each for each in said["notes"]) == 1 and note in shown.err
+        assert note in check_page((tmp_path / "o.html").read_text()).text
+    assert not any(note.startswith("left out") for note in said["notes"])
+
+
+def test_where_the_first_clip_is_lost_the_picture_is_of_the_next_one_or_of_none(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = damaged(tmp_path / "v.mp4", range(10, 30), fps=FPS)
+    start = ("--start", 16 / FPS)
+    assert main(broken_command(place, video, *start, "-o", tmp_path / "o.png", "-o", tmp_path / "o.json")) == 0
+    assert "the PNG shows the clip at 2.67 s" in capsys.readouterr().err and (tmp_path / "o.png").exists()
+    assert main(broken_command(place, video, *start, "-o", tmp_path / "alone.png")) == 2
+    assert "another --start" in capsys.readouterr().err and not (tmp_path / "alone.png").exists()
 
 
 def test_a_video_that_is_none(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

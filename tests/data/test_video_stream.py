@@ -96,6 +96,15 @@ def test_clips_hold_the_pictures_asked_for_and_no_more_are_kept() -> None:
     assert prepared == [0, 1, 2, 3, 4, 5, 6, 8, 18]
 
 
+def test_frames_that_are_not_there_are_replaced_by_the_one_before_and_clips_without_any_are_left_out() -> None:
+    pictures = [(number, np.full((1, 1, 3), number, np.uint8)) for number in [*range(3, 9), *range(25, 40)]]
+    wanted = [np.arange(start, start + 8, 2) for start in (0, 8, 16, 24, 32)]
+    clips = clips_of(pictures, wanted, torch.from_numpy)
+    found = {place: [int(p[0, 0, 0]) for p in clip] for place, clip in clips}
+    # 4 is later than 0 and 2, and there is none before; 16 to 22 are all lost; 8 is the last one before 24
+    assert found == {0: [4, 4, 4, 6], 1: [8, 8, 8, 8], 3: [8, 26, 28, 30], 4: [32, 34, 36, 38]}
+
+
 def test_long_videos_take_no_more_memory() -> None:
     alive = 0
     most = 0

@@ -32,6 +32,10 @@ def words(text: str, **variables: str) -> list[tuple[str, ...]]:
         ("a ${N:-d e} \"${N:-d e}\" ${N:-'x  y'}", ("a", "d", "e", "d e", "x", "y")),
         ("N=; a ${N:-1} ${N-2}", ("a", "1")),
         ("a $1 $(b 'c)' $(d)) `e f` $((1 + (2)))", ("a", "${1}", "$(b 'c)' $(d))", "`e f`", "$((1 + (2)))")),
+        ("O=o/$(date +%F-%H) P='x y'`f  g`; a $O/z $P", ("a", "o/$(date +%F-%H)/z", "x", "y`f  g`")),
+        ("A=(--o $(b c))\na ${A[@]} ${N:-$(d e) f}", ("a", "--o", "$(b c)", "$(d e)", "f")),
+        ("O='$(b c)'; a $O", ("a", "$(b", "c)")),  # text between single quotes is known, and split
+        ("O=$(b c) a", ("a",)),
         ("a $@ ${@:2} \"$@\" ${B:0:2}", ("a", "${B:0:2}")),
         ("a 2>&1 >log <in b", ("a", "b")),
         ("a --k=\"$B\"=\\$x", ("a", "--k=${B}=$x")),
@@ -60,6 +64,11 @@ def test_commands_have_their_line_and_their_own_variables() -> None:
     (_, command) = read_commands("x\n\nB=1 C='2 3' a \\\n b\n")
     assert (command.line, command.words, dict(command.environment)) == (3, ("a", "b"), {"B": "1", "C": "2 3"})
     assert words("B=1 a; b $B") == [("a",), ("b", "${B}")]
+
+
+def test_unknown_text_is_as_written_in_the_variables_of_a_command() -> None:
+    (command,) = read_commands("O=$(b c) a")
+    assert dict(command.environment) == {"O": "$(b c)"}
 
 
 def test_nothing_is_executed(tmp_path: Path) -> None:
