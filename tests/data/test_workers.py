@@ -249,6 +249,7 @@ def test_replaced_processes_keep_no_memory_of_others():
 
 @pytest.mark.parametrize("after", [0.0, 0.03, 0.07, 0.12])
 def test_closing_while_another_thread_waits_and_replaces_leaves_nothing(after):
+    others = set(multiprocessing.active_children())  # of tests before this one
     for _ in range(4):
         workers = Workers(plain, itertools.count(), count=3, ahead=2, limits=Limits(keys=2))
         thread = InThread(workers, lambda item: item)
@@ -257,7 +258,7 @@ def test_closing_while_another_thread_waits_and_replaces_leaves_nothing(after):
         started = time.monotonic()
         workers.close()
         thread.close()
-        assert time.monotonic() - started < 3 and multiprocessing.active_children() == []
+        assert time.monotonic() - started < 3 and set(multiprocessing.active_children()) <= others
 
 
 LEAKING = """
