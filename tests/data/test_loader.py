@@ -377,17 +377,33 @@ def workers_of(loader: TrainLoader) -> list:
     return loader.processes
 
 
+def kill_in_another_video(worker, videos):
+    """Kill a process that is at none of `videos`: of one that gets two killed the clips are not the same."""
+    while True:
+        os.kill(worker.process.pid, signal.SIGSTOP)
+        while Path(f"/proc/{worker.process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.001)
+        video = worker.at()[0]
+        if video < 0 or video not in videos:  # below 0: it is at none
+            videos.add(video)
+            os.kill(worker.process.pid, signal.SIGKILL)
+            worker.process.join()
+            return
+        os.kill(worker.process.pid, signal.SIGCONT)
+        time.sleep(0.01)
+
+
 def test_a_killed_worker_is_replaced_and_the_clips_are_the_same(clip_list, expected):
     loader = TrainLoader(config(clip_list, num_workers=2), seed=3, batch_total=8, batch_micro=8)
-    batches, found, killed, notes = iter(loader), [], [], []
+    batches, found, killed, notes, videos = iter(loader), [], [], [], set()
     for _ in range(6):
         batch = next(batches)
         found.append(digest(batch))
         notes += [note["note"] for note in batch["notes"]]
         if len(found) in (1, 4):
-            killed.append(workers_of(loader)[1])
-            os.kill(killed[-1].pid, signal.SIGKILL)
-            killed[-1].join()
+            worker = loader._running[-1].workers.workers[1]
+            killed.append(worker.process)
+            kill_in_another_video(worker, videos)
     assert found == expected and not set(killed) & set(workers_of(loader))
     died = [f"loader worker 1 (pid {process.pid}) died: killed by SIGKILL" for process in killed]
     assert len(notes) == 2 and all(note.startswith(text) for note, text in zip(notes, died, strict=True))
