@@ -92,6 +92,8 @@ TOP_LEVEL = [
     *(name for name in SECTIONS if "." not in name),
 ]  # fmt: skip
 
+# Any key of the section switches activation checkpointing on: this one, false, changes nothing else.
+CHECKPOINTING_ON = "activation_checkpointing.cpu_checkpointing"
 NUMBERS = ("gradient_clipping", *(f"zero_optimization.{name}" for name in (
     "reduce_bucket_size", "allgather_bucket_size", "sub_group_size", "stage3_prefetch_bucket_size",
     "stage3_param_persistence_threshold", "stage3_model_persistence_threshold", "stage3_max_live_parameters",

@@ -69,3 +69,13 @@ def _check_depth(text: str) -> None:
                 raise DocumentError(f"nested deeper than {MAX_DEPTH} levels")
         elif token in "]}":
             depth -= 1
+
+
+def dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of nested objects; lists and empty objects are values."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree} if prefix else {}
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= dotted(value, f"{prefix}.{key}" if prefix else str(key))
+    return found

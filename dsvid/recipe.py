@@ -29,6 +29,7 @@ from dsvid.sections import (
 from dsvid.strict_yaml import load_yaml, parse_value
 
 __all__ = [
+    "DEFAULT_RECIPE",
     "RECIPE_FOLDER",
     "AnomalyConfig",
     "AugmentConfig",
@@ -55,6 +56,8 @@ RECIPE_FOLDER = Path(__file__).resolve().parent / "recipes"
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
+
+DEFAULT_RECIPE = "demo_pretrain"  # of a training without --recipe
 
 
 def recipe_names() -> list[str]:

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import TCPStore  # type: ignore[attr-defined]
 
+from dsvid.documents import dotted
 from dsvid.errors import DsvidError, RecipeError
 from dsvid.runtime import Ranks, log
 from dsvid.stopping import EXIT_STOPPED, Stopped
@@ -226,10 +227,10 @@ def shared_places(told: dict[int, dict[str, Any]]) -> list[str]:
 
 def differences(told: dict[int, dict[str, Any]]) -> list[str]:
     """A line for every fact in which ranks differ from rank 0: which, who, and both values."""
-    reference = dict(_leaves(told[0]["facts"]))
+    reference = dotted(told[0]["facts"])
     lines: dict[tuple[str, str], list[int]] = {}
     for rank, entry in sorted(told.items()):
-        facts = dict(_leaves(entry["facts"]))
+        facts = dotted(entry["facts"])
         for key in reference | facts:
             if facts.get(key) != reference.get(key):
                 lines.setdefault((key, repr(facts.get(key))), []).append(rank)
@@ -237,14 +238,6 @@ def differences(told: dict[int, dict[str, Any]]) -> list[str]:
         f"  {key}: {value} on {_who(group, told)}, {reference.get(key)!r} on {_who([0], told)}"
         for (key, value), group in lines.items()
     ]
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    if isinstance(tree, dict) and tree:
-        for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, tree
 
 
 def _who(group: list[int], told: dict[int, dict[str, Any]]) -> str:

@@ -28,7 +28,7 @@ from dsvid.job import Job, build_engine, counted, make_bad_clips, make_loader, m
 from dsvid.monitor import Monitor
 from dsvid.outcome import report
 from dsvid.pictures import frame_table, save_png
-from dsvid.recipe import load_recipe
+from dsvid.recipe import DEFAULT_RECIPE, load_recipe
 from dsvid.runtime import (
     Ranks,
     agree_error,
@@ -44,8 +44,6 @@ from dsvid.runtime import (
 from dsvid.state import State, go_back, make_state, save, save_unsaved
 from dsvid.stopping import EXIT_STOPPED, Stopped, Stopping, ignore_signals
 from dsvid.validation import publish_weights, test, validate
-
-DEFAULT_RECIPE = "demo_pretrain"
 
 
 def main(argv: list[str] | None = None) -> int:

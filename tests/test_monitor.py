@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dsvid.monitor import Monitor, duration, trim_metrics, verdict
+from dsvid.monitor import WAITING_SHARE, Monitor, duration, trim_metrics, verdict
+from dsvid.report.verdict import WAIT_LIMIT
 
 CPU = torch.device("cpu")
 
@@ -90,6 +91,7 @@ def test_tensorboard_has_the_same_scalars(tmp_path: Path) -> None:
 
 
 def test_the_verdict_on_waiting() -> None:
+    assert WAITING_SHARE == WAIT_LIMIT, "the log and the report"
     assert verdict(0.05) == "" and "num_workers" in verdict(0.051)
     assert "num_workers" in verdict(0.6)
 

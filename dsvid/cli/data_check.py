@@ -7,8 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsvid.cli.fault_bar import FaultBar
+
 if TYPE_CHECKING:
-    from dsvid.data.list_check import Fault, ListCheck, Survey
+    from dsvid.data.list_check import ListCheck, Survey
 
 TEXT = "opens every entry of a list, says which lines are bad and why, and what the videos are like"
 EPILOG = """exit code: 0 every line is good, 1 some are bad, 2 wrong use or no list.
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser, cores: int) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check, print, write. Returns 1 where lines are bad. Raises DataError, OSError."""
+    from dsvid.data.decode import quiet_decoders
     from dsvid.data.list_check import ListCheck, Rules
     from dsvid.data.video_facts import Look
 
@@ -47,7 +50,9 @@ def run(args: argparse.Namespace) -> int:
     rules = Rules(Look(args.full, args.frame_name, args.frame_start), args.num_frames, args.sampling_rate,
                   args.num_classes, args.drop_short, args.allow_duplicates, args.limit)  # fmt: skip
     check = ListCheck(args.list, args.root, rules, args.output)
-    already = _run(check, args.workers)
+    quiet_decoders()
+    with FaultBar(check.entries, "entry", most=None) as bar:
+        already = check.run(args.workers, lambda faults: bar.tell(*map(str, faults)))
     if already:
         print(f"{already} of {len(check.manifest)} entries were known from a call that was stopped")
     written = check.publish()
@@ -67,23 +72,6 @@ def check_values(args: argparse.Namespace, at_least_1: tuple[str, ...], at_least
                 raise DataError(f"--{name.replace('_', '-')}", found=getattr(args, name), expected=f"at least {least}")
     if not args.limit > 0:
         raise DataError("--limit", found=args.limit, expected="seconds, more than 0")
-
-
-def _run(check: ListCheck, workers: int) -> int:
-    from tqdm import tqdm
-
-    from dsvid.data.decode import quiet_decoders
-
-    quiet_decoders()
-    # disable=None: a bar only on a terminal
-    with tqdm(total=check.entries, unit="entry", disable=None) as bar:
-
-        def tell(faults: list[Fault]) -> None:
-            bar.update()
-            for fault in faults:
-                bar.write(str(fault))
-
-        return check.run(workers, tell)
 
 
 def _summarise(check: ListCheck) -> None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from dsvid.data.video_resize import Made, Resizing
+from dsvid.cli.fault_bar import FaultBar
 
 TEXT = "videos of a list -> small H.264 files that are quick to read, and a list of them; resumable: call it again"
 EPILOG = """Sound is dropped, frames keep their times, rotated videos are upright. OUT/list.csv has the same labels in
 the same order, without the videos of OUT/bad.jsonl. Exit code 1: some videos could not be read.
 example: dsvid data resize train.csv small/train --short-side 320"""
-SHOWN_FAULTS = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser, cores: int) -> None:
@@ -38,13 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser, cores: int) -> None:
 def run(args: argparse.Namespace) -> int:
     """Code anew, print storage before and after. Returns 1 where some could not be read. Raises DataError, OSError."""
     from dsvid.cli.data_check import check_values
+    from dsvid.data.decode import quiet_decoders
     from dsvid.data.manifest import read_list
     from dsvid.data.video_resize import BAD, LIST, ResizeOptions, Resizing
 
     check_values(args, ("workers",))
     options = ResizeOptions(args.short_side, args.gop, args.crf, args.fps)
     resizing = Resizing(read_list(args.list, args.root), args.out, options)
-    made = _run(resizing, args.workers, args.limit)
+    quiet_decoders()
+    with FaultBar(len(resizing.videos), "video", "not made: ") as bar:
+        made = resizing.run(args.workers, args.limit, lambda one: bar.tell(one.error and f"{one.path}: {one.error}"))
     good = [one for one in made if not one.error]
     bad, already = len(made) - len(good), sum(one.already for one in good)
     before, after = sum(one.before for one in good), sum(one.after for one in good)
@@ -52,24 +52,3 @@ def run(args: argparse.Namespace) -> int:
           + (f"; {bad} could not be read ({args.out / BAD})" if bad else ""))  # fmt: skip
     print(f"{before / 1e6:.2f} MB before, {after / 1e6:.2f} MB after: {after / max(1, before):.2f} times")
     return 1 if bad else 0
-
-
-def _run(resizing: Resizing, workers: int, limit_s: float) -> list[Made]:
-    from tqdm import tqdm
-
-    from dsvid.data.decode import quiet_decoders
-
-    quiet_decoders()
-    shown = 0
-    # disable=None: a bar only on a terminal
-    with tqdm(total=len(resizing.videos), unit="video", disable=None) as bar:
-
-        def tell(made: Made) -> None:
-            nonlocal shown
-            bar.update()
-            if made.error:
-                shown += 1
-                if shown <= SHOWN_FAULTS:
-                    bar.write(f"not made: {made.path}: {made.error}")
-
-        return resizing.run(workers, limit_s, tell)

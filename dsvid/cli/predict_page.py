@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dsvid.errors import DataError
-from dsvid.publish import publish_text
 from dsvid.report.prediction_page import Shown, prediction_page
+from dsvid.report.writing import publish_page
 from dsvid.show import painter_of
 from dsvid.timeline import ClipTimeline, PeopleTimeline, RiskTimeline, Timeline, clock
 
@@ -15,7 +14,7 @@ MOST_ACTIONS = 10
 
 
 def write_page(path: Path, timeline: Timeline, sheet: bytes, weights: Path) -> None:
-    """Write the page, whole or not at all. `sheet`: the contact sheet, a PNG. Raises DataError."""
+    """Write the page, whole or not at all. `sheet`: the contact sheet, a PNG. Raises DsvidError."""
     video = timeline.video
     facts = [
         ("What", WHAT[timeline.task]),
@@ -38,10 +37,7 @@ def write_page(path: Path, timeline: Timeline, sheet: bytes, weights: Path) -> N
         curves_title="Risk" if timeline.task == "anomaly" else "Scores of the best classes",
         threshold=timeline.threshold if isinstance(timeline, RiskTimeline) else None,
     )
-    try:
-        publish_text(path, prediction_page(Path(video.path).name, shown))
-    except OSError as error:
-        raise DataError(f"-o {path} cannot be written", found=error.strerror or str(error)) from error
+    publish_page(path, prediction_page(Path(video.path).name, shown))
 
 
 _BARS = {"classify": "The whole video", "detect": "Actions, at their highest"}

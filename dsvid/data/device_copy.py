@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+# Micro-batches on the device: the one at work, one that is ready (`in_thread` holds no more), one that is copied.
+ON_DEVICE = 3
 # The watchdog names the last clips while the device hangs: their numbers stay where they can be read.
 ON_HOST = frozenset(("index",))
 

@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 ALIGNMENT = 64  # bytes; whole cache lines
-
-
 ROOM = 1 << 16  # bytes behind what was stacked, for the item's other tensors; memory that is not used costs nothing
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 
 class InThread:
-    """The items of an iterator, each prepared by a thread while the one before is used; two are ready at most."""
+    """The items of an iterator, each prepared by a thread while the one before is used; one is ready at most."""
 
     def __init__(self, items: Iterable[Any], prepare: Callable[[Any], Any]) -> None:
-        self._ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=2)
+        self._ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(items, prepare), name="items", daemon=True)
         self._thread.start()

@@ -6,15 +6,12 @@ A shard is written beside its place and renamed when it is full; what the index 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
@@ -23,6 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from dsvid.data.folder_lock import locked
 from dsvid.data.manifest import Manifest
 from dsvid.data.parallel import run_parallel
 from dsvid.data.shard_samples import BLOCK, PackOptions, Sample, listed_path, pack_sample, source_bytes
@@ -116,7 +114,7 @@ class Packing:
             self._tidy()  # where a call was stopped at the very end
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder):
+        with locked(self.folder):
             self.finished = self._look()  # another call may have gone on since
             if self.finished:
                 return
@@ -363,18 +361,3 @@ def _differing(one: Any, other: Any) -> tuple[str, str]:
         return str(one), str(other)
     keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
     return tuple(", ".join(f"{key} {table.get(key)}" for key in keys) for table in (one, other))  # type: ignore[return-value]
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One packing to a folder."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system that locks no folders
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise DataError(f"{folder}: another call packs into it", fix="wait for it, or stop it") from error
-        yield
-    finally:
-        os.close(handle)

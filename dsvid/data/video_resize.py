@@ -5,12 +5,11 @@ A file has its name only when it is whole; a record beside them says which video
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from dsvid.data import augment
 from dsvid.data.decode import PyavSource, refuse_by_first_bytes
+from dsvid.data.folder_lock import locked
 from dsvid.data.guarded_work import GivenUp, run_guarded
 from dsvid.data.manifest import Entry, Manifest, format_list
 from dsvid.data.shard_samples import MAX_FPS, SPARE_FPS, thin
@@ -139,7 +139,7 @@ class Resizing:
         `tell` hears of each video in the order of the list. Raises DataError, also where none could be read; OSError.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder):
+        with locked(self.folder):
             publish_json(self.folder / ABOUT, {"options": asdict(self.options)})
             self._clear()
             rows = "".join(_record_row(name, source) for name, source in self._record.items())
@@ -242,20 +242,6 @@ def _append(path: Path, row: str) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(handle, row.encode())  # in one piece: several processes append
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system that locks no folders
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise DataError(f"{folder}: another call writes to it", fix="wait for it, or stop it") from error
-        yield
     finally:
         os.close(handle)
 

@@ -92,9 +92,9 @@ def _settle(parent: int, place: NDArray[Any]) -> None:
     """Make a forked process one that works for its parent alone."""
     global _own_place
     gc.freeze()  # what the parent has is not ours to clean up: its destructors would talk to its devices and processes
-    # the scheduler signals the whole group: the parent decides when to stop, and its processes go with it
-    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in _NOT_OURS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _NOT_OURS)
     # a process that outlives a killed rank would hold its sockets open, and the other ranks would wait for ever
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
@@ -148,6 +148,10 @@ def private_mb(pid: int) -> float:
 # ---- in the parent -------------------------------------------------------------------------------------------------
 
 
+# the scheduler signals the whole group: the parent decides when to stop, and its processes go with it
+_NOT_OURS = frozenset(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)
+)
 _FORKING = threading.Lock()  # a fork in between would keep the child's end of a pipe open: no end of file, no news
 
 
@@ -261,7 +265,12 @@ class Workers:
             process = multiprocessing.get_context("fork").Process(
                 target=self._begin, args=(theirs, ours, place), name=f"loader-{number}", daemon=True
             )
-            process.start()
+            # until it ignores them: what comes in between would end it
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_OURS)
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
         self._processes[number] = process
         return _Worker(number, process, ours, Receiver(ours), place, knows=len(self._given_up))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dsvid.documents import dotted
 from dsvid.migrate.conversion import RELEASED_DECODER
 from dsvid.migrate.options import Program
 from dsvid.recipe import Recipe, load_recipe, recipe_names
@@ -41,15 +42,7 @@ def differs_in_meaning(key: str, value: Any) -> bool:
 
 def flat(recipe: Recipe) -> dict[str, Any]:
     """{dotted key: value}, as YAML has it."""
-    return dict(_leaves(recipe.model_dump(mode="json"), ""))
-
-
-def _leaves(tree: Mapping[str, Any], before: str) -> Iterable[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{before}{key}.")
-        else:
-            yield before + key, value
+    return dotted(recipe.model_dump(mode="json"))
 
 
 def meaning(recipe: Recipe) -> dict[str, Any]:

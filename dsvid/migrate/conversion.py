@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dsvid.deepspeed_json import CHECKPOINTING_ON
 from dsvid.errors import RecipeError
 from dsvid.migrate.options import Converted
 from dsvid.migrate.shell_words import UNKNOWN
@@ -21,7 +22,6 @@ RELEASED_DECODER: Mapping[str, Mapping[str, int]] = {
     "videomaev2": dict.fromkeys(("vit_small", "vit_base", "vit_large", "vit_huge", "vit_giant"), 4),
 }
 UNDER_DEEPSPEED = {"opt": "AdamW", "opt_eps": "1e-8", "opt_betas": "0.9 0.999", "clip_grad": "no clipping"}
-CHECKPOINTING = "activation_checkpointing.cpu_checkpointing"  # any key of that section switches it on
 
 
 def arch(args: Args, out: Converted) -> str:
@@ -102,7 +102,7 @@ def run(args: Args, out: Converted) -> None:
     out.out = args["output_dir"]
     out.resume = "auto" if args["auto_resume"] else "never"
     if args.get("use_checkpoint") or args.get("with_checkpoint"):
-        out.settings[CHECKPOINTING] = False
+        out.settings[CHECKPOINTING_ON] = False
     if args.get("save_ckpt") is False:
         out.values["run.save_every"] = 0
     start = args.get("finetune") or args.get("from_ckpt") or ""

@@ -179,6 +179,9 @@ def _filled(pieces: Sequence[Piece], known: _Variables, *, split: bool) -> list[
                 words.append(current)
                 current = ""
             current, begun = current + part, True
+        if parts and value.endswith(tuple(_BLANKS)):
+            words.append(current)
+            current, begun = "", False
     return [*words, current] if begun else words
 
 

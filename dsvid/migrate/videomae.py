@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dsvid.deepspeed_json import CHECKPOINTING_ON
 from dsvid.errors import RecipeError
 from dsvid.migrate import conversion
 from dsvid.migrate.options import Converted, Option, Program, automatic, becomes, changed, idle, missing
@@ -68,7 +69,7 @@ PRETRAIN: tuple[Option, ...] = (
     *_OPTIMIZER,
     becomes("lr", "float", 1.5e-4, "optim.base_lr optim.lr_scale_batch", "actual lr = lr × clips per step / 256"),
     *_WARMUP,
-    becomes("use_checkpoint", "flag", False, f"ds.{conversion.CHECKPOINTING}",
+    becomes("use_checkpoint", "flag", False, f"ds.{CHECKPOINTING_ON}",
             "an activation_checkpointing section in the DeepSpeed JSON"),
     idle("color_jitter", "float", 0.0, "not used: multi-scale crops only"),
     idle("train_interpolation", "text", "bicubic", "not used: crops are bilinear"),
@@ -111,7 +112,7 @@ _START: tuple[Option, ...] = (
     automatic("model_key", "text", "model|module", "the weights are found by their names"),
     automatic("model_prefix", "text", "", "the weights are found by their names"),
     becomes("init_scale", "float", 0.001, "model.head_init_scale"),
-    becomes("use_checkpoint", "flag", False, f"ds.{conversion.CHECKPOINTING}",
+    becomes("use_checkpoint", "flag", False, f"ds.{CHECKPOINTING_ON}",
             "an activation_checkpointing section in the DeepSpeed JSON"),
     automatic("use_mean_pooling", "flag", True, "the mean of all tokens, always"),
     missing("use_cls", "flag", None, "no class token in these models: the mean of all tokens",

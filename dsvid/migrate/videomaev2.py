@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dsvid.deepspeed_json import CHECKPOINTING_ON
 from dsvid.migrate import conversion, videomae
 from dsvid.migrate.options import Converted, Option, Program, becomes, changed, idle, missing
 
 _CHECKPOINT = becomes(
-    "with_checkpoint", "flag", False, f"ds.{conversion.CHECKPOINTING}",
+    "with_checkpoint", "flag", False, f"ds.{CHECKPOINTING_ON}",
     "an activation_checkpointing section in the DeepSpeed JSON",
 )  # fmt: skip
 _FILES = (

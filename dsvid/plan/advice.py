@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dsvid.deepspeed_json import CHECKPOINTING_ON
 from dsvid.errors import DsvidError
-from dsvid.plan.estimate import Plan, Question, estimate
+from dsvid.plan.estimate import Plan, estimate
 
-CHECKPOINTING = "activation_checkpointing.partition_activations"  # false: its default, and the section is there
 BLOCKS = "activation_checkpointing.number_checkpoints"
 OFFLOAD = "zero_optimization.offload_optimizer.device"
 
@@ -57,7 +57,7 @@ class Candidate:
         if self.stage is not None:
             found["zero_optimization.stage"] = self.stage
         if self.checkpointing:
-            found |= {BLOCKS: self.blocks} if self.blocks else {CHECKPOINTING: False}
+            found |= {BLOCKS: self.blocks} if self.blocks else {CHECKPOINTING_ON: False}
         if self.offload:
             found[OFFLOAD] = "cpu"
         return found
@@ -107,9 +107,9 @@ def cheapest(plan: Plan) -> Change | None:
     if plan.fits is not False:
         return None
     for candidate in candidates(plan):
-        for change in _tried(plan.question, iter([candidate])):
-            if change.plan.fits:
-                return _fewest_blocks(plan, candidate, change) if candidate.checkpointing else change
+        change = _changed(plan, candidate)
+        if change is not None and change.plan.fits:
+            return _fewest_blocks(plan, candidate, change) if candidate.checkpointing else change
     return None
 
 
@@ -118,7 +118,7 @@ def _fewest_blocks(plan: Plan, candidate: Candidate, change: Change) -> Change:
     few, enough = plan.setting.blocks if plan.checkpointing else 0, _deepest(plan)
     while enough - few > 1:
         count = (few + enough) // 2
-        tried = next(_tried(plan.question, iter([replace(candidate, blocks=count)])), None)
+        tried = _changed(plan, replace(candidate, blocks=count))
         if tried is not None and tried.plan.fits:
             enough, change = count, tried
         else:
@@ -134,16 +134,16 @@ def others(plan: Plan, first: Change | None) -> list[Change]:
     for candidate in candidates(plan):
         kinds = candidate.kinds()
         if len(kinds) == 1 and kinds[0] not in found and (first is None or kinds != first.kinds):
-            for change in _tried(plan.question, iter([candidate])):
-                if change.plan.fits:
-                    found[kinds[0]] = change
+            change = _changed(plan, candidate)
+            if change is not None and change.plan.fits:
+                found[kinds[0]] = change
     return list(found.values())
 
 
-def _tried(question: Question, tried: Iterator[Candidate]) -> Iterator[Change]:
-    for candidate in tried:
-        try:
-            plan = estimate(question.changed(candidate.ours(), candidate.theirs()))
-        except DsvidError:  # a change that this recipe or JSON refuses is none
-            continue
-        yield Change(candidate.words(), candidate.why(plan), plan, candidate.kinds())
+def _changed(plan: Plan, candidate: Candidate) -> Change | None:
+    """The plan with a change; None where this recipe or JSON refuses it."""
+    try:
+        changed = estimate(plan.question.changed(candidate.ours(), candidate.theirs()))
+    except DsvidError:
+        return None
+    return Change(candidate.words(), candidate.why(changed), changed, candidate.kinds())

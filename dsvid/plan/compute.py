@@ -45,7 +45,7 @@ def executed_flops(forward: ForwardFlops, *, encoder_again: float = 0.0, decoder
     once more. What the decoder's last block skips is skipped there too.
     """
     again = encoder_again * forward.encoder + decoder_again * forward.decoder
-    again -= forward.skipped if decoder_again == 1 or (not forward.decoder and encoder_again == 1) else 0.0
+    again -= forward.skipped if decoder_again == 1 else 0.0
     return forward.training - 3 * forward.skipped + again
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from dsvid import deepspeed_json
 from dsvid.communication import Links
+from dsvid.data.device_copy import ON_DEVICE
 from dsvid.engine import DTYPES
 from dsvid.errors import DataError
 from dsvid.job import model_spec
@@ -26,8 +27,7 @@ from dsvid.tasks import task_of
 GIB = 1 << 30
 # What a process needs besides its tensors: CUDA's context, NCCL's buffers, holes in the allocator.
 ASSUMED_RESERVE = 2 * GIB
-# Training videos of the sets that recipes name, where their list is not here: VideoMAE (arXiv 2203.12602, section 4.1)
-# and VideoMAE V2 (arXiv 2303.16727, section 4.1), rounded.
+# Training videos of the sets that recipes name, where their list is not here; rounded, not counted again.
 KNOWN_SETS = {
     "Kinetics-400": 240_000, "Something-Something V2": 169_000, "UCF101": 9_500, "UnlabeledHybrid": 1_350_000,
     "Kinetics-710": 658_000,
@@ -102,9 +102,9 @@ class Plan:
 
     @property
     def clips_bytes(self) -> int:
-        """Two micro-batches of uint8 clips: the one at work and the next."""
+        """Micro-batches of uint8 clips: the one at work, and those on their way."""
         data = self.recipe.data
-        return 2 * self.schedule.batch_micro * data.num_frames * data.input_size**2 * 3
+        return ON_DEVICE * self.schedule.batch_micro * data.num_frames * data.input_size**2 * 3
 
     @property
     def peak(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from dsvid.data.device_copy import ON_DEVICE
 from dsvid.deepspeed_json import precision
 from dsvid.plan import compute, zero
 from dsvid.plan.advice import Change
@@ -139,7 +140,7 @@ def _memory(plan: Plan) -> list[Row]:
             if name != kind.replace("flash_attn", "sdpa")
         ),
         *((name, size(value), "") for name, value in plan.buffers.items()),
-        ("clips", size(plan.clips_bytes), "uint8, this micro-batch and the next"),
+        ("clips", size(plan.clips_bytes), f"uint8, {ON_DEVICE} micro-batches: at work, ready, on its way"),
         ("peak in the backward", size(plan.peak_backward), ""),
         ("peak in the step", size(plan.peak_step), "no activations, gradients of a group in fp32"),
     ]

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dsvid.documents import dotted
 from dsvid.errors import DsvidError
 from dsvid.report.lines import number
 from dsvid.report.reading import Run
 from dsvid.report.run_charts import validations
 from dsvid.report.series import equal_steps, known, median
-from dsvid.report.settings import ABSENT, flat, recipe_keys
+from dsvid.report.settings import ABSENT, recipe_keys
 from dsvid.report.verdict import SCORES
 
 LETTERS = "ABCDEF"
@@ -93,7 +94,7 @@ def setting_differences(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
 
 def _settings(run: Run) -> dict[str, Any]:
     found = recipe_keys(run.recipe) if run.recipe is not None else {}
-    found |= {f"ds.{key}": value for key, value in flat(run.config).items()} if run.config else {}
+    found |= {f"ds.{key}": value for key, value in dotted(run.config).items()} if run.config else {}
     if run.starts:
         last = run.starts[-1]
         found |= {"ranks": last.world, "host": last.host, "code": last.commit[:12] or ABSENT}

@@ -127,7 +127,7 @@ def _scale(chart: Chart, drawn: Sequence[Curve]) -> _Scale:
 
 
 def _svg(chart: Chart, drawn: Sequence[Curve], scale: _Scale) -> Markup:
-    parts = [_grid(scale), *([_band(chart, scale)] if chart.band else [])]
+    parts = [_grid(scale), *([_band(chart, scale)] if _within(chart.band, scale) else [])]
     parts += [_level(height, scale) for height, _ in chart.levels if 0 <= scale.up(height) <= 1]
     parts += [_vertical(mark.x, scale) for mark in chart.marks if 0 <= scale.across(mark.x) <= 1]
     parts += [path for one in drawn for path in _paths(one, scale)]
@@ -158,10 +158,13 @@ def _band(chart: Chart, scale: _Scale) -> str:
 
 
 def _within(band: Sequence[tuple[float, float, float]], scale: _Scale) -> list[tuple[float, float, float]]:
-    """The band inside the x axis, cut where it leaves it."""
+    """The band inside the x axis, cut where it leaves it; empty where none of it is seen."""
+    if not band:
+        return []
     xs = sorted({x for x, _, _ in band if scale.x_low <= x <= scale.x_high} | {scale.x_low, scale.x_high})
     first, last = band[0][0], band[-1][0]
-    return [(x, *_between(band, x)) for x in xs if first <= x <= last]
+    seen = [(x, *_between(band, x)) for x in xs if first <= x <= last]
+    return seen if len(seen) > 1 else []
 
 
 def _between(band: Sequence[tuple[float, float, float]], x: float) -> tuple[float, float]:
@@ -241,7 +244,7 @@ def _legend(chart: Chart, drawn: Sequence[Curve], scale: _Scale) -> Markup:
         for height, words in chart.levels
         if 0 <= scale.up(height) <= 1
     ]
-    if chart.band:
+    if _within(chart.band, scale):
         items.append(joined([_swatch("band"), tag("span", chart.band_words)]))
     items += [joined([_swatch("mark"), tag("span", words)]) for words in _told_marks(chart, scale) if chart.tell_marks]
     notes = list(chart.notes)

@@ -6,7 +6,6 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 Numbers = Sequence[float | None]
@@ -163,8 +162,3 @@ def equal_steps(values: Sequence[int], most: int) -> list[int]:
         return list(values)
     places = [round(at * (len(values) - 1) / (most - 1)) for at in range(most)]
     return [values[at] for at in places]
-
-
-def ascending(values: Sequence[float]) -> bool:
-    """Whether each value is larger than the one before."""
-    return all(a < b for a, b in pairwise(values))

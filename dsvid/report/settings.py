@@ -4,23 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from dsvid.documents import dotted
 from dsvid.errors import RecipeError
-from dsvid.recipe import Recipe, load_recipe, recipe_names
+from dsvid.recipe import DEFAULT_RECIPE, Recipe, load_recipe, recipe_names
 
-DEFAULT_RECIPE = "demo_pretrain"  # what train.py takes without --recipe
 Difference = tuple[str, Any, Any]
 ABSENT = "–"
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value} of nested dicts; lists are values."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        dotted = f"{prefix}.{key}" if prefix else str(key)
-        found |= flat(value, dotted) if not isinstance(value, dict) or value else {dotted: {}}
-    return found
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[Difference]:
@@ -34,7 +23,7 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[Difference
 
 def recipe_keys(recipe: Recipe) -> dict[str, Any]:
     """A recipe's dotted keys without what it says about itself."""
-    return {k: v for k, v in flat(recipe.model_dump(mode="json")).items() if not k.startswith("about.")}
+    return {k: v for k, v in dotted(recipe.model_dump(mode="json")).items() if not k.startswith("about.")}
 
 
 def option(argv: tuple[str, ...], name: str) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,15 @@ def test_packed_shards_are_checked_too(listed: Path, capsys: pytest.CaptureFixtu
     shard.write_bytes(blob)
     assert main(["data", "check", str(packed), "--workers", "1"]) == 1
     assert "line 1: a.mp4: damaged" in capsys.readouterr().out
+
+
+def test_a_reader_that_has_seen_enough_loses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("".join(f"none{number}.mp4 0\n" for number in range(40)))
+    words = [sys.executable, "-m", "dsvid", "data", "check", "list.csv", "--workers", "1", "-o", "clean.csv"]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert "line 1: " in process.stdout.readline()
+        process.stdout.close()  # as `| head -1` does
+        told = process.stderr.read()
+    assert process.returncode == 1 and "Traceback" not in told and "Error" not in told
+    assert len((tmp_path / "clean.csv.bad.jsonl").read_text().splitlines()) == 40

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from dsvid.data.device_copy import ON_DEVICE
 from dsvid.data.in_thread import InThread
 
 
@@ -24,7 +25,7 @@ def test_a_thread_prepares_the_items_and_hands_on_what_is_raised():
     assert list(InThread(range(3), str)) == ["0", "1", "2"]
 
 
-def test_a_thread_is_two_ahead_and_ends_with_close():
+def test_a_thread_is_ahead_of_its_user_and_ends_with_close():
     taken = []
 
     def items() -> Iterator[int]:
@@ -34,7 +35,10 @@ def test_a_thread_is_two_ahead_and_ends_with_close():
 
     thread = InThread(items(), lambda item: item)
     assert next(iter(thread)) == 0
-    time.sleep(0.3)
-    assert len(taken) <= 5
+    deadline = time.monotonic() + 20
+    while len(taken) < ON_DEVICE and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert len(taken) == ON_DEVICE, "one in use, one ready, one in the thread's hands"
     thread.close()
     assert not thread._thread.is_alive() and list(thread) == []

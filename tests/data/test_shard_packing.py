@@ -276,7 +276,7 @@ def test_two_calls_do_not_fill_one_folder(listed: Path, tmp_path: Path) -> None:
     manifest = read_list(listed)
 
     def tell(_: Sample) -> None:
-        with pytest.raises(DataError, match="another call packs into it"):
+        with pytest.raises(DataError, match="another call writes into it"):
             Packing(manifest, tmp_path / "out", SMALL).run()
 
     Packing(manifest, tmp_path / "out", SMALL).run(tell=tell)

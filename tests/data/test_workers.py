@@ -12,7 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -205,6 +205,21 @@ def test_what_cannot_be_handed_over_is_an_error_and_no_silence():
 
     with running(large, range(4)) as workers, pytest.raises(RuntimeError, match=r"(?s)OSError.*File too large"):
         next(workers)
+
+
+def test_a_signal_that_comes_right_after_the_fork_ends_no_process(monkeypatch):
+    def late(parent: int, place: Any, settle: Callable[[int, Any], None] = module._settle) -> None:
+        time.sleep(0.5)
+        settle(parent, place)
+
+    monkeypatch.setattr(module, "_settle", late)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with running(plain, range(4)) as workers:
+        pids = [worker.process.pid for worker in workers.workers]
+        for pid, name in itertools.product(pids, ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")):
+            os.kill(pid, getattr(signal, name))
+        assert values(workers) == [0, 1, 2, 3] and workers.replaced == 0
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before, "the parent's own are as they were"
 
 
 def test_a_process_ends_by_itself_when_its_parent_closes_the_pipe():

@@ -22,6 +22,7 @@ def words(text: str, **variables: str) -> list[tuple[str, ...]]:
         ("a b#c '#d' \"#e\"", ("a", "b#c", "#d", "#e")),
         ("a 'x y'\"z $B\"w", ("a", "x yz ${B}w")),
         ("B='x y'; a $B \"$B\" ${B}z", ("a", "x", "y", "x y", "x", "yz")),
+        ("E='x ' B='  '; a ${E}y b${B}c $B ${E}", ("a", "x", "y", "b", "c", "x")),
         ("a \"\" '' $NONE_SET", ("a", "", "", "${NONE_SET}")),
         ("E=; a $E x", ("a", "x")),
         ("B=1 C=$B\na $B$C", ("a", "11")),

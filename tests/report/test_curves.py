@@ -67,6 +67,13 @@ def test_a_logarithmic_axis_is_told() -> None:
     assert "Logarithmic" not in draw(Chart("a", "A", [far], linear=True))
 
 
+@pytest.mark.parametrize("far", [(50, 60), (-9, -5)])
+def test_a_band_beside_the_axis_is_neither_drawn_nor_told(far: tuple[int, int]) -> None:
+    band = [(x, 3, 4) for x in far]
+    chart = Chart("a", "A", [Curve("a", line(4, 3, 2))], band=band, band_words="two measured runs")
+    assert "two measured runs" not in draw(chart) and not [one for one in drawing(chart) if one.get("class") == "band"]
+
+
 def test_levels_bands_and_marks() -> None:
     chart = Chart(
         "a", "A", [Curve("a", line(4, 3, 2, 1))], levels=[(3.5, "the height of three and a half"), (900, "far away")],
