@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask-ratio", type=float, default=0.9)
     dual = "share of the masked tokens that the decoder leaves out: 0.5 = VideoMAE V2's dual masking (0)"
     parser.add_argument("--decoder-mask-ratio", type=float, default=0.0, help=dual)
-    parser.add_argument("--compile", action="store_true", help="one more arm: ours under torch.compile (minutes)")
+    parser.add_argument("--compile", action="store_true", help="one more arm: ours under torch.compile, in bf16 with bf16 weights (minutes)")
     parser.add_argument("--alone", action="store_true", help="ours only: for models of which theirs does not fit")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
@@ -128,7 +128,8 @@ class Bench:
         if self.half:
             arms.append(self._ours("dsvid, bf16 weights", False, True))
         if self.args.compile:
-            arms.append(self._ours("dsvid compiled", self.half, False, compiled=True))
+            name = "dsvid compiled, bf16 weights" if self.half else "dsvid compiled"
+            arms.append(self._ours(name, False, self.half, compiled=True))
         if self.args.alone:
             return arms
         arms += [self._theirs("transformers eager", "eager"), self._theirs("transformers sdpa", "sdpa")]
