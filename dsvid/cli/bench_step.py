@@ -44,7 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask-ratio", type=float, default=0.9)
     dual = "share of the masked tokens that the decoder leaves out: 0.5 = VideoMAE V2's dual masking (0)"
     parser.add_argument("--decoder-mask-ratio", type=float, default=0.0, help=dual)
-    parser.add_argument("--compile", action="store_true", help="one more arm: ours under torch.compile, in bf16 with bf16 weights (minutes)")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="one more arm: ours under torch.compile, in bf16 with bf16 weights (minutes)",
+    )
     parser.add_argument("--alone", action="store_true", help="ours only: for models of which theirs does not fit")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
@@ -232,6 +236,7 @@ class Bench:
             name: {
                 "cpu_s": statistics.median(result.cpu_s),
                 "wall_s": statistics.median(result.wall_s),
+                "spread": [min(getattr(result, clock)), max(getattr(result, clock))],
                 "loss": result.loss,
                 "grad_norm": result.grad_norm,
             }
@@ -246,6 +251,8 @@ class Bench:
             "gflop": flops / 1e9,
             "matmul_gflop_s": rate / 1e9,
             "arms": arms,
+            "ratios": {},
+            "spread": {},
         }
         for ours in (name for name in arms if name.startswith("dsvid")):
             for baseline in () if self.args.alone else ("eager", "sdpa"):
@@ -255,7 +262,8 @@ class Bench:
                         getattr(results[f"transformers {baseline}"], clock), getattr(results[ours], clock), strict=True
                     )
                 ]
-                report.setdefault("ratios", {})[f"{baseline} / {ours}"] = statistics.median(ratios)
+                report["ratios"][f"{baseline} / {ours}"] = statistics.median(ratios)
+                report["spread"][f"{baseline} / {ours}"] = [min(ratios), max(ratios)]
         if self.half:
             yardstick = self._ours("fp32", False, False)
             report["fp32"] = dict(zip(("loss", "grad_norm"), self.measure(yardstick)[2:], strict=True))
@@ -418,12 +426,17 @@ def _print(report: dict[str, Any]) -> None:
     )
     for name, arm in report["arms"].items():
         print(
-            f"  {name:24s} cpu {arm['cpu_s']:.4f} s  wall {arm['wall_s']:.4f} s  loss {arm['loss']:.7f}  "
-            f"grad norm {arm['grad_norm']:.7f}  {arm['share_of_matmul']:.0%} of the matmul limit"
+            f"  {name:28s} cpu {arm['cpu_s']:.4f} s  wall {arm['wall_s']:.4f} s  {_range(arm['spread'])}  "
+            f"loss {arm['loss']:.7f}  grad norm {arm['grad_norm']:.7f}  "
+            f"{arm['share_of_matmul']:.0%} of the matmul limit"
         )
     if "fp32" in report:
         print(
-            f"  {'fp32 yardstick':24s} loss {report['fp32']['loss']:.7f}  grad norm {report['fp32']['grad_norm']:.7f}"
+            f"  {'fp32 yardstick':28s} loss {report['fp32']['loss']:.7f}  grad norm {report['fp32']['grad_norm']:.7f}"
         )
-    for name, ratio in report.get("ratios", {}).items():
-        print(f"  {name:32s} {ratio:.3f}x")
+    for name, ratio in report["ratios"].items():
+        print(f"  {name:36s} {ratio:.3f}x  {_range(report['spread'][name])}")
+
+
+def _range(spread: list[float]) -> str:
+    return f"({spread[0]:.3f} to {spread[1]:.3f})"
