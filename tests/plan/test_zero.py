@@ -87,3 +87,10 @@ def test_what_is_not_followed_is_named() -> None:
     config = {"torch_autocast": {"enabled": True}, "zero_optimization": {"zero_hpz_partition_size": 8}}
     assert zero.not_modelled(config) == ["torch_autocast.enabled", "zero_optimization.zero_hpz_partition_size"]
     assert zero.not_modelled({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 1}}) == []
+
+
+def test_groups_are_padded_to_whole_pairs_of_every_rank() -> None:
+    """5 and 3 values on 4 ranks: DeepSpeed makes 8 of each, 2 a rank."""
+    tiny = ParameterSizes(((5,), (3,)), (), 8)
+    working, masters_and_moments = 2 * 8, 12 * 4 * (2 + 2)
+    assert zero.checkpoint_bytes(tiny, settings(2), ranks=4) == working + masters_and_moments
