@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsvid.models.flops import forward_flops, token_counts, training_flops
+from dsvid.models.flops import ForwardFlops, forward_flops, token_counts, training_flops
 from dsvid.models.spec import ModelSpec, build_model
 from dsvid.plan.compute import executed_flops
 
@@ -118,3 +118,8 @@ def test_steps_of_the_released_sizes(key: tuple[str, Any, str]) -> None:
 def test_fine_tuning_of_the_released_sizes(arch: str) -> None:
     spec = ModelSpec("classify", arch, 16, 224, num_classes=400)
     assert training_flops(spec) / 1e9 == pytest.approx(FINE_TUNING[arch], rel=0.02)
+
+
+def test_what_is_skipped_is_skipped_in_forward_and_backward() -> None:
+    """The gradients of weights and of inputs cost as much again, each."""
+    assert executed_flops(ForwardFlops(10, 100, 40, 5, 4)) == 2 * 10 + 3 * (100 + 40 + 5 - 4)
