@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.dsvid-env
 SOURCES := pyproject.toml setup.py dsvid/ops/build.py $(wildcard csrc/*)
 RANKS ?= 0
+JOBS ?= 2
 
 .PHONY: env demo test test-long test-cluster check lint format types docs clean
 
@@ -26,8 +27,9 @@ $(STAMP): $(SOURCES)
 demo: env
 	$(BIN)/dsvid demo --ranks $(RANKS)
 
+# JOBS=1: one test after the other.
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 # What takes minutes. SHORT=1: without twenty kills, and every pair of ZeRO stages for every change of ranks.
 test-long: env
