@@ -273,6 +273,24 @@ def test_every_subcommand_has_help(command: str, capsys: pytest.CaptureFixture[s
     assert "usage" in capsys.readouterr().out
 
 
+def test_no_help_waits_for_a_heavy_import() -> None:
+    """Half a second is what help may take; torch alone takes two."""
+    code = (
+        "import contextlib, io, sys\n"
+        "from dsvid.cli import COMMANDS, main\n"
+        "from dsvid.cli.bench import BENCHES\n"
+        "from dsvid.cli.data import TOOLS\n"
+        "inner = [['bench', name] for name in BENCHES] + [['data', name] for name in TOOLS]\n"
+        "for words in [[name] for name in COMMANDS] + inner:\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "        main([*words, '--help'])\n"
+        "    heavy = {'torch', 'numpy', 'deepspeed', 'av', 'PIL'} & set(sys.modules)\n"
+        "    assert not heavy, (words, heavy)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def documents() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 

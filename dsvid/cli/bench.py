@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dsvid.cli.bench_options import OPTIONS
+
 BENCHES = {
     "mask": "the tube-masking op against the textbook chain and the memory floor",
     "step": "forward and backward against transformers' VideoMAEForPreTraining",
@@ -35,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     benches = parser.add_subparsers(dest="bench", required=True, metavar="|".join(BENCHES))
     for name, text in BENCHES.items():
         sub = benches.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        importlib.import_module(f"dsvid.cli.bench_{name}").add_arguments(sub)
+        OPTIONS[name](sub)
         sub.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the result here too")
         if name in PICTURES:
             sub.add_argument("--png", type=Path, default=None, metavar="FILE", help=f"bars: {PICTURES[name][2]}")

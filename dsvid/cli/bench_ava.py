@@ -20,14 +20,6 @@ from dsvid.metrics.ava import MIN_OVERLAP, BoxRows, average_precision, overlaps,
 Floats = NDArray[np.float64]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `dsvid bench ava`."""
-    parser.add_argument("--images", type=int, default=200, help="key frames (200)")
-    parser.add_argument("--people", type=int, default=10, help="detected people in each, with every class (10)")
-    parser.add_argument("--classes", type=int, default=60)
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each arm (5)")
-
-
 def run(args: argparse.Namespace) -> dict[str, object]:
     """Measure, print and return medians in s, their ratio, the peak of memory. Raises DsvidError where arms differ."""
     truth, found = make_rows(args.images, args.people, args.classes)

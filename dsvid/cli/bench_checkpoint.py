@@ -28,16 +28,6 @@ ARMS = {  # in the order of a repeat; the baseline that each is compared with
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `dsvid bench checkpoint`."""
-    parser.add_argument("--arch", default="vit_small", help="architecture (vit_small)")
-    parser.add_argument("--stage", type=int, default=2, choices=range(4), help="ZeRO stage (2)")
-    parser.add_argument("--dtype", default="bf16", choices=("fp32", "bf16"))
-    parser.add_argument("--repeats", type=int, default=5)
-    where = "folder on the disk to measure; all ranks must see it (default: the temporary folder)"
-    parser.add_argument("--scratch", type=Path, default=None, help=where)
-
-
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure, print and return the medians; the first rank's result, empty on the others. A collective.
 

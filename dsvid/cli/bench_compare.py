@@ -42,14 +42,6 @@ class Worse(DsvidError):
     """Numbers of a benchmark became worse."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `dsvid bench compare`."""
-    parser.add_argument("old", type=Path, help="JSON of the same benchmark, from before")
-    parser.add_argument("new", type=Path, help="and from now")
-    parser.add_argument("--by", type=float, default=0.1, help="share by which a number may be worse (0.1)")
-    parser.add_argument("--all", action="store_true", help="seconds and rates too: results of one machine")
-
-
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Print the numbers that differ by more than `--by`; raises Worse where one is worse, RecipeError for files that do
     not fit each other.

@@ -44,13 +44,6 @@ print(json.dumps({"peak_over_weights": (peak() - before) / weights, "weights_byt
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `dsvid bench load`."""
-    parser.add_argument("--arch", default="vit_large", help="architecture (vit_large)")
-    parser.add_argument("--classes", type=int, default=400)
-    parser.add_argument("--scratch", type=Path, default=None, help="folder for the files that are loaded (temporary)")
-
-
 def run(args: argparse.Namespace) -> dict[str, object]:
     """Measure, print and return each source's peak over the weights and its seconds."""
     spec = ModelSpec("classify", args.arch, 16, 224, num_classes=args.classes)

@@ -39,15 +39,6 @@ ARMS = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `dsvid bench loader`."""
-    parser.add_argument("videos", nargs="*", type=Path, help="video files (default: four generated ones, 340 x 256)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that read (2)")
-    parser.add_argument("--clips", type=int, default=128, help="clips of every turn (128)")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of every arm (5)")
-    parser.add_argument("--memory", type=int, default=2000, help="clips of the memory run; 0 = none (2000)")
-
-
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure, print and return the numbers. Raises DataError for videos that cannot be read."""
     from dsvid.data.decode import quiet_decoders

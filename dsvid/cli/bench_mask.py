@@ -29,18 +29,6 @@ SLOW_ARM_SHARE = 5
 Arm = Callable[[], object]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `dsvid bench mask`."""
-    parser.add_argument("--batch", type=int, default=8, help="clips per call (8)")
-    parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--size", type=int, default=224, help="pixels of a side (224)")
-    parser.add_argument("--patch", type=int, default=16)
-    parser.add_argument("--ratio", type=float, default=0.9, help="share of the sites that are masked (0.9)")
-    parser.add_argument("--repeats", type=int, default=30, help="turns of the fast arms (30)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch; the op itself uses one (1)")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="of patches and targets")
-
-
 def run(args: argparse.Namespace) -> dict[str, object]:
     """Measure, print and return medians in ms per clip and the two ratios. Raises OpError where the arms disagree."""
     grid = TubeletGrid(args.frames, args.size, args.size, TUBELET, args.patch)

@@ -27,25 +27,6 @@ VALUE_BYTES = {"fp32": 4, "bf16": 2}
 MODEL_DEVICES = (8, 16, 32, 64, 128, 256, 512)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `dsvid bench scaling`."""
-    parser.add_argument("--arch", default="vit_small", help="architecture (vit_small)")
-    parser.add_argument("--stage", type=int, default=2, choices=range(4), help="ZeRO stage (2)")
-    parser.add_argument("--dtype", default="bf16", choices=("fp32", "bf16"))
-    parser.add_argument("--ranks", default="1,2,4", help="numbers of ranks (1,2,4)")
-    parser.add_argument("--batch", type=int, default=2, help="clips of a rank (2)")
-    parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--size", type=int, default=224, help="pixels of a side (224)")
-    parser.add_argument("--repeats", type=int, default=5, help="steps that are timed (5)")
-    model = parser.add_argument_group("the model of many devices; give what you measured on yours")
-    compute = "seconds of compute of a step on one device (default: measured here on one rank)"
-    model.add_argument("--device-s", type=float, default=None, metavar="S", help=compute)
-    model.add_argument("--device-gbs", type=float, default=300.0, help="GB/s of a device inside its node (300)")
-    model.add_argument("--node-gbs", type=float, default=40.0, help="GB/s of a node to the others (40)")
-    model.add_argument("--devices-a-node", type=int, default=8)
-    model.add_argument("--overlap", type=float, default=0.8, help="share of the sending behind the backward (0.8)")
-
-
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure, print and return the numbers. Raises DsvidError where a rank fails."""
     task = os.environ.get(TASK)

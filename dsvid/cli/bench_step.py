@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from dsvid.errors import DsvidError
 from dsvid.models import MaskedAutoencoder, decoder_size, encoder_size
-from dsvid.models.attention import REQUESTS
 from dsvid.models.flops import training_flops
 from dsvid.models.spec import ModelSpec
 from dsvid.objectives.pretrain import IMAGENET_MEAN, IMAGENET_STD, PretrainObjective, masked_loss
@@ -29,31 +28,6 @@ from dsvid.tokens import TubeletGrid
 # Gradient norms of bf16 arms may differ from fp32 by this share; the loss alone does not show a wrong residual stream.
 _GRAD_NORM_SHARE = 1e-3
 _LOSS_SHARE = {"fp32": 1e-5, "bf16": 2e-3}
-ARCHS = ("vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge", "vit_giant")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `dsvid bench step`."""
-    parser.add_argument("--task", default="pretrain", choices=("pretrain", "classify"))
-    parser.add_argument("--arch", default="vit_small", choices=ARCHS)
-    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--attention", default="auto", choices=REQUESTS, help="our backend")
-    parser.add_argument("--mask-ratio", type=float, default=0.9)
-    dual = "share of the masked tokens that the decoder leaves out: 0.5 = VideoMAE V2's dual masking (0)"
-    parser.add_argument("--decoder-mask-ratio", type=float, default=0.0, help=dual)
-    parser.add_argument(
-        "--compile",
-        action="store_true",
-        help="one more arm: ours under torch.compile, in bf16 with bf16 weights (minutes)",
-    )
-    parser.add_argument("--alone", action="store_true", help="ours only: for models of which theirs does not fit")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--seed", type=int, default=0)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -232,7 +206,7 @@ class Bench:
     def report(self, results: dict[str, Result]) -> dict[str, Any]:
         """Medians, ratios to the two baselines, and the fp32 gradient norm beside a bf16 run."""
         clock = "wall_s" if self.device.type == "cuda" else "cpu_s"
-        arms = {
+        arms: dict[str, dict[str, Any]] = {
             name: {
                 "cpu_s": statistics.median(result.cpu_s),
                 "wall_s": statistics.median(result.wall_s),

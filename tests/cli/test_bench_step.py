@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from dsvid.cli import bench_finetune, bench_step, main
+from dsvid.cli import bench_finetune, bench_mask, bench_step, main
+from dsvid.cli.bench_options import ARCHS, ATTENTION, DTYPES, OPTIONS
 from dsvid.cli.bench_step import Bench
 from dsvid.errors import DsvidError
+from dsvid.models import encoder_size
+from dsvid.models.attention import REQUESTS
 
 pytest.importorskip("transformers")
 MATMUL_RATE = bench_step.matmul_rate
@@ -23,9 +26,15 @@ def no_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _arguments(*options: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    bench_step.add_arguments(parser)
+    OPTIONS["step"](parser)
     tiny = ["--arch", "vit_micro", "--batch", "1", "--frames", "4", "--size", "32", "--mask-ratio", "0.75"]
     return parser.parse_args([*tiny, "--repeats", "1", *options])
+
+
+def test_the_options_are_what_there_is() -> None:
+    assert set(ATTENTION) == set(REQUESTS)
+    assert set(DTYPES) == set(bench_mask.DTYPES)
+    assert all(encoder_size(arch).depth for arch in ARCHS)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
