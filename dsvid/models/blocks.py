@@ -8,6 +8,8 @@ of a token.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -87,6 +89,13 @@ class FixedPositions(nn.Module):
         self.key = (kind, grid.t, grid.h, grid.w, dim)
         self.table: Tensor | None = None
         self.resized: tuple[tuple[int, int], Tensor] | None = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedPositions:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        device = fn(torch.empty(0)).device
+        if device.type != "meta":
+            self.on(device)  # made in the first forward, it would be compiled into that, and all once more without it
+        return self
 
     def on(self, device: torch.device) -> Tensor:
         """The table on `device`."""

@@ -55,3 +55,14 @@ def test_keys_have_no_bias() -> None:
     mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(1, 5, 16)
     assert torch.allclose(attention(x), attention.proj(mixed), atol=1e-5)
     assert sum(p.numel() for p in attention.parameters()) == 16 * 48 + 2 * 16 + 16 * 16 + 16
+
+
+def test_compiled_positions_are_compiled_once() -> None:
+    """A table made in the first forward would be part of what is compiled: the second would compile it all again."""
+    positions = FixedPositions("sincos_flat", GRID, 32).to("cpu")
+    index = torch.tensor([[3, 0]], dtype=torch.int32)
+    compiled = torch.compile(positions.rows, backend="eager", fullgraph=True)
+    expected = position_table("sincos_flat", GRID.t, GRID.h, GRID.w, 32)[index.long()]
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert torch.equal(compiled(index), expected)
+        assert torch.equal(compiled(index), expected)
