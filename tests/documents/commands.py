@@ -25,7 +25,8 @@ class Command:
 
     @property
     def text(self) -> str:
-        return shlex.join([*(f"{name}={value}" for name, value in self.variables), *self.words])
+        """The command without its variables, on one line."""
+        return shlex.join(self.words)
 
 
 def documents() -> list[Path]:
@@ -35,14 +36,10 @@ def documents() -> list[Path]:
 
 def commands(path: Path) -> list[Command]:
     """Every command of the shell blocks of a document, in order. A variable that a block sets is put in its place."""
-    text = path.read_text(encoding="utf-8")
     found = []
-    for fence in _FENCE.finditer(text):
-        if fence[1] not in _SHELL:
-            continue
+    for language, block, first in blocks(path.read_text(encoding="utf-8")):
         known: dict[str, str] = {}
-        first = text[: fence.start(2)].count("\n") + 1
-        for line, words in _lines(fence[2]):
+        for line, words in _lines(block) if language in _SHELL else ():
             words = [known.get(word[1:], word) if word.startswith("$") else word for word in words]
             behind = next((i for i, word in enumerate(words) if not _NAMED_VALUE.fullmatch(word)), len(words))
             variables = tuple(word.partition("=")[::2] for word in words[:behind])
@@ -51,6 +48,11 @@ def commands(path: Path) -> list[Command]:
             else:
                 found.append(Command(path.name, first + line, tuple(words[behind:]), variables))
     return found
+
+
+def blocks(text: str) -> list[tuple[str, str, int]]:
+    """(language, content, number of its first line) of every code block."""
+    return [(fence[1], fence[2], text.count("\n", 0, fence.start(2)) + 1) for fence in _FENCE.finditer(text)]
 
 
 def every_command() -> list[Command]:

@@ -13,13 +13,13 @@ import torch
 
 from dsvid.cli import main
 from dsvid.data import ava_generated, traffic_generated
-from dsvid.data.builtin import render, draw_scene, write_clip
+from dsvid.data.builtin import draw_scene, render, write_clip
 from dsvid.models.spec import ModelSpec, build_model
 from dsvid.weights.folder import write_folder
 from tests.documents.commands import ROOT
+from tests.documents.tables import FRAMES, SIZE
 from tests.migrate.released import RELEASED
 
-FRAMES, SIZE = 4, 32  # what every model here looks at
 PRETRAINED = ("FILE", "videomae_vit_b_1600e.pth")
 FINETUNED = ("FILE.pth", "vit_b_k400_ft.pth")
 
@@ -103,9 +103,9 @@ def _make_ava(folder: Path) -> None:
     for key, name in names.items():
         shutil.copyfile(paths[key], folder / name)
     shutil.copytree(paths["clips"], folder / "clips" / "trainval")
-    truth = [row for row in csv.reader(paths["val_gt"].read_text().splitlines())]
+    truth = list(csv.reader(paths["val_gt"].read_text().splitlines()))
     (folder / "result.csv").write_text("".join(",".join([*row[:7], "0.9"]) + "\n" for row in truth))
-    (folder / "detector.csv").write_text("".join(",".join(row[:6]) + ",0.95\n" for row in _once(truth)))
+    (folder / "detector.csv").write_text("".join(",".join(row[:6]) + ",1,0.95\n" for row in _once(truth)))
 
 
 def _once(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:

@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.documents.commands import Command
-from tests.documents.reader import FRAMES, SIZE
 
-# The sizes of the model and the clips in a file of tensors are not stated; a size that the file's name promises is not
-# that of the small model.
+FRAMES, SIZE = 4, 32  # what every model of the reader looks at
 CLIP = (f"num_frames={FRAMES}", f"image_size={SIZE}")
 SMALL = (
-    "model.arch=vit_micro", "model.depth=1", f"data.num_frames={FRAMES}", f"data.input_size={SIZE}", "data.num_workers=0",
-    "batch.total=4", "batch.micro=0", "run.max_steps=2", "ds.bf16.enabled=false",
+    "model.arch=vit_micro", "model.depth=1", f"data.num_frames={FRAMES}", f"data.input_size={SIZE}",
+    "data.num_workers=0", "batch.total=4", "batch.micro=0", "run.max_steps=2", "ds.bf16.enabled=false",
 )  # fmt: skip
+LARGER = ("vit_small", "vit_base", "vit_large", "vit_giant")
 DEMO = ("model.depth=1", "run.max_steps=2", "data.num_workers=0", "data.cache_mb=0", "ds.bf16.enabled=false")
 
 
@@ -43,43 +42,49 @@ REDUCTIONS = (
     Reduction(r"train\.py .*--recipe pretrain_dapt", ("batch.total=10", "run.samples_per_epoch=20")),
     Reduction(r"train\.py(?!.*--recipe (?!RECIPE|demo))", DEMO),
     Reduction(r"--recipe demo_finetune", ("eval.segments=1", "eval.crops=1")),
+    Reduction(r"--recipe demo_anomaly", ("anomaly.eval_rate=50",)),
     # evaluations
-    Reduction(r"dsvid eval .*--recipe (finetune|ava|traffic)_", ("data.num_workers=0",)),
-    Reduction(r"eval --weights FILE\.pth", SMALL[:4]),
-    # files of tensors, which do not state the size of a clip
+    Reduction(r"dsvid eval .*--recipe (finetune|ava|traffic)_", SMALL[:5]),
+    # files of tensors state neither the size of a clip nor the heads of a decoder that nobody released
     Reduction(r"predict --weights vit_\S+\.pth|reconstruct --weights \S+\.pth|convert FILE ", CLIP),
+    Reduction(r"reconstruct --weights \S+\.pth|convert FILE weights/start", ("decoder_heads=2",)),
+    # the lists of this reader hold four videos, the recipe's 1.35 million
+    Reduction(r"dsvid plan .*--hostfile", ("--videos", "1350000")),
     # benchmarks
     Reduction(r"bench mask", ("--size", "32", "--batch", "1"), instead={"15": "2"}),
     Reduction(r"bench step", ("--size", "32", "--frames", "4"), instead={"7": "2", "5": "2"}),
-    Reduction(r"bench (step|checkpoint|load)", instead=dict.fromkeys(("vit_small", "vit_base", "vit_large", "vit_giant"), "vit_micro")),
+    Reduction(r"bench (step|checkpoint|load)", instead=dict.fromkeys(LARGER, "vit_micro")),
     Reduction(r"bench checkpoint", ("--repeats", "2")),
     Reduction(r"bench scaling", ("--repeats", "1", "--ranks", "1,2")),
     Reduction(r"bench ava", ("--images", "5"), instead={"3": "2"}),
-    Reduction(r"bench loader", ("--clips", "4", "--repeats", "1", "--memory", "0")),
-    Reduction(r"data bench", ("--videos", "2", "--clips", "2", "--repeats", "1")),
+    Reduction(r"bench loader", ("--clips", "16", "--repeats", "1", "--memory", "0")),
+    Reduction(r"data bench", ("--videos", "2", "--clips", "64", "--repeats", "1")),
     Reduction(r"timeit", instead={"50": "1", "60": "1"}),
-    # the same look at the machine, once
+    # defaults, so that it is the same as another command, and run once
     Reduction(r"^dsvid env$", ("--json", "env.json")),
+    Reduction(r"^dsvid launch (?!.*--recipe).*--out", ("--recipe", "demo_pretrain")),
+    Reduction(r"bench checkpoint --arch vit_base$", ("--stage", "2")),
     # generated sets
     Reduction(r"(ava|traffic) generate", ("--train", "2", "--val", "2")),
     # what `make demo` calls when the environment is there
     Reduction(r"^make demo$", ("--quick", "--ranks", "1"), instead={"make": "dsvid"}),
     # launchers
     Reduction(r"^deepspeed (?!--hostfile|--num_acc)", launcher=("--num_accelerators", "1")),
+    Reduction(r"--hostfile (?!.*--no_ssh).*train\.py", launcher=("--no_ssh_check", "--master_addr", "127.0.0.1")),
     Reduction(r"torchrun", instead={"4": "1", "8": "2"}),
     # names that stand for the reader's own
     Reduction(r"RECIPE", instead={"RECIPE": "demo_pretrain"}),
     Reduction(r"NODE1", instead={"NODE1": "127.0.0.1"}),
 )  # fmt: skip
 
-# Commands of `dsvid` that start processes of their own for longer than a few seconds.
-LONG = r"^(?!dsvid )|^dsvid (launch|bench scaling)"
+# Launchers; commands that start processes or groups of their own for long; what needs a launcher's run of its document.
+LONG = r"^(?!dsvid |touch )|^dsvid (launch|bench (scaling|load|checkpoint)|data bench .*--recipe) |runs/risk/"
 
 # Pattern, reason, the test that runs it. Nothing else is left out.
 NOT_RUN = (
     (r"^make test$", "would run this test in turn", "tests/test_contract.py"),
     (r"^sbatch |^dsvid slurm (?!.*--dry-run)", "submits to a Slurm", "tests/cluster/test_slurm.py"),
-    (r"\[--recipe NAME\|FILE\]", "the form of the command, with brackets", "tests/test_contract.py"),
+    (r"NAME\|FILE", "the form of the command, with brackets", "tests/test_contract.py"),
 )
 
 
@@ -96,8 +101,10 @@ def reduced(command: Command, folder: Path) -> list[str]:
     words, launcher = list(command.words), []
     for each in REDUCTIONS:
         if re.search(each.pattern, command.text):
-            words = [each.instead.get(word, word) for word in words] + list(each.behind)
+            words = [each.instead.get(word, word) for word in words]
+            words += [word for word in each.behind if word not in words or "=" not in word]
             launcher += each.launcher
     if launcher:
-        words[1:1] = launcher
+        place = words.index("deepspeed") + 1
+        words[place:place] = launcher
     return [re.sub(r"(^|=)/data/", rf"\1{folder}/data/", word) for word in words]

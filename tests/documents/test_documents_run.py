@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.documents.commands import ROOT, Command, commands, documents, every_command
-from tests.documents.running import run
-from tests.documents.tables import NOT_RUN, REDUCTIONS, is_long, reason_not_to_run, reduced
+from tests.documents.commands import ROOT, Command, blocks, commands, documents, every_command
+from tests.documents.running import Ended, run
+from tests.documents.tables import NOT_RUN, REDUCTIONS, Reduction, is_long, reason_not_to_run, reduced
 
 Asked = Callable[[list[str]], bool]
 
@@ -49,12 +50,50 @@ def test_the_launchers_of(path: Path, reader_with_one_host: Path, done_already: 
     check(path, reader_with_one_host, done_already, long=True)
 
 
-def test_what_is_not_run_stands_in_the_documents_and_has_another_test() -> None:
+def test_every_command_is_run_or_in_the_table_of_those_that_are_not() -> None:
+    run_here = [each for long in (False, True) for path in with_commands(long=long) for each in to_run(path)]
+    left_out = [command for command in every_command() if command not in run_here]
+    assert len(run_here) > 100 and all(reason_not_to_run(command) for command in left_out)
     for pattern, _, proof in NOT_RUN:
-        assert any(re.search(pattern, command.text) for command in every_command()), pattern
+        assert any(re.search(pattern, command.text) for command in left_out), f"{pattern} stands in no document"
         assert (ROOT / proof).is_file(), proof
 
 
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_no_command_hides_in_a_block_of_no_language(path: Path) -> None:
+    for language, block, _ in blocks(path.read_text(encoding="utf-8")):
+        hidden = re.search(r"^(\w+=\S+ )*(dsvid|deepspeed|torchrun|python|make|sbatch) ", block, re.M)
+        assert language or not hidden, block
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS, ids=lambda each: each.pattern)
-def test_each_reduction_makes_a_command_smaller(reduction: object) -> None:
-    del reduction
+def test_a_reduction_has_its_commands_and_takes_no_option_away(reduction: Reduction) -> None:
+    found = [command for command in every_command() if re.search(reduction.pattern, command.text)]
+    assert found, "it matches no command of the documents"
+    assert not [word for word in reduction.instead if word.startswith("-")]
+    for command in found:
+        options = [word for word in command.words if word.startswith("-")]
+        words = reduced(command, Path("/"))
+        assert all(words.count(option) >= options.count(option) for option in options), command.text
+
+
+def test_words_are_read_as_a_shell_reads_them(tmp_path: Path) -> None:
+    document = tmp_path / "a.md"
+    lines = ["```text", "dsvid no", "```", "dsvid no", "```bash", "# dsvid no", 'S="a', 'b"']
+    lines += ["A=1 dsvid one \\", '  two "$S" # three', "dsvid four", "```", ""]
+    document.write_text("\n".join(lines))
+    one, four = commands(document)
+    assert one == Command("a.md", 9, ("dsvid", "one", "two", "a\nb"), (("A", "1"),))
+    assert four == Command("a.md", 11, ("dsvid", "four"))
+
+
+def test_a_command_that_fails_or_leaves_its_target_out_is_told(tmp_path: Path) -> None:
+    def ended(*words: str) -> Ended:
+        return run(Command("a.md", 1, words), tmp_path, apart=False)
+
+    assert ended("dsvid", "recipes").fine
+    assert ended("dsvid", "recipes", "no_such_recipe").code == 2
+    (tmp_path / "old.csv").write_text("from before\n")
+    os.utime(tmp_path / "old.csv", (1e9, 1e9))
+    assert ended("true", "-o", "old.csv").missing == (tmp_path / "old.csv",)
+    assert not ended("true").fine and ended("echo", "said").fine
