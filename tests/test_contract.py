@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import subprocess
 import sys
@@ -295,6 +296,19 @@ def test_commands_that_this_run_leaves_out_parse(command: Command, capsys: pytes
             assert end.code == 0, capsys.readouterr().err
     else:
         assert words[:3] == ["python", "-m", "timeit"]
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_commands_in_the_prose_have_options_that_exist(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They leave out what they are not about and say `N` for a number, so they are not run."""
+    prose = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.S | re.M)
+    for text in re.findall(r"`dsvid ([a-z]+ [^`]*)`", prose):
+        words = [word.strip("[]") for word in re.split(r" --(?: |$)", text)[0].split()]
+        with pytest.raises(SystemExit) as end:
+            parse([*itertools.takewhile(lambda word: re.fullmatch(r"[a-z_]+", word), words[:2]), "--help"])
+        options = [word for word in words if word.startswith("-")]
+        known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", capsys.readouterr().out))
+        assert end.value.code == 0 and set(options) <= known, text
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
