@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import timeit
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.documents.tables import reduced
 
 LIMIT_S = 240
 CLOCK_NS = 20_000_000  # the times of files are those of the last tick of the kernel's clock
+TIMEIT = ["python", "-m", "timeit"]
 TARGET_OPTIONS = ("-o", "--out", "--json", "--list", "--curves")
 # Commands whose target stands at a place of its own: how they begin, and that place.
 TARGET_PLACES = {
@@ -76,7 +78,7 @@ def run(command: Command, folder: Path, *, apart: bool) -> Ended:
     if is_training(words):
         shutil.rmtree(folder / run_of(words), ignore_errors=True)  # else it would go on
     start = time.time_ns() - CLOCK_NS
-    alone = apart or words[0] != "dsvid"
+    alone = apart or (words[0] != "dsvid" and words[:3] != TIMEIT)
     code, text = (_apart if alone else _here)(words, folder, dict(command.variables))
     named = targets(words, folder)
     return Ended(code, text, tuple(named), tuple(path for path in named if _newest(path) < start))
@@ -89,7 +91,7 @@ def _newest(path: Path) -> int:
 
 
 def _here(words: list[str], folder: Path, variables: dict[str, str]) -> tuple[int, str]:
-    """`dsvid …` in this process: importing torch costs more than most commands."""
+    """`dsvid …` and `python -m timeit …` in this process: importing torch costs more than most commands."""
     said = io.StringIO()
     before, threads, environment = Path.cwd(), torch.get_num_threads(), dict(os.environ)
     os.chdir(folder)
@@ -97,7 +99,7 @@ def _here(words: list[str], folder: Path, variables: dict[str, str]) -> tuple[in
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             try:
-                code = main(words[1:])
+                code = (timeit.main(words[3:]) or 0) if words[:3] == TIMEIT else main(words[1:])
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else 1
     finally:

@@ -58,7 +58,7 @@ REDUCTIONS = (
     Reduction(r"bench scaling", ("--repeats", "1", "--ranks", "1,2")),
     Reduction(r"bench ava", ("--images", "5"), instead={"3": "2"}),
     Reduction(r"bench loader", ("--clips", "16", "--repeats", "1", "--memory", "0")),
-    Reduction(r"data bench", ("--videos", "2", "--clips", "64", "--repeats", "1")),
+    Reduction(r"data bench", ("--videos", "2", "--workers", "1", "--clips", "32", "--repeats", "1")),
     Reduction(r"timeit", instead={"50": "1", "60": "1"}),
     # defaults, so that it is the same as another command, and run once
     Reduction(r"^dsvid env$", ("--json", "env.json")),
@@ -78,7 +78,11 @@ REDUCTIONS = (
 )  # fmt: skip
 
 # Launchers; commands that start processes or groups of their own for long; what needs a launcher's run of its document.
-LONG = r"^(?!dsvid |touch )|^dsvid (launch|bench (scaling|load|checkpoint)|data bench .*--recipe) |runs/risk/"
+LONG = "|".join((
+    r"^(?!dsvid |touch |python -m timeit )",
+    r"^dsvid (launch|bench (scaling|load|checkpoint)|data bench .*--recipe) ",
+    r"runs/risk/",
+))  # fmt: skip
 
 # Pattern, reason, the test that runs it. Nothing else is left out.
 NOT_RUN = (
