@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import itertools
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,8 @@ from dsvid.models.spec import build_model
 from dsvid.recipe import load_recipe, recipe_names
 from dsvid.schedule import resolve_schedule
 from dsvid.tasks import task_of
+from tests.documents.commands import Command, documents, every_command
+from tests.documents.tables import is_long, reason_not_to_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dsvid"
@@ -291,47 +292,39 @@ def test_no_help_waits_for_a_heavy_import() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def documents() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOT_RUN_HERE = [each for each in every_command() if is_long(each) or reason_not_to_run(each)]
 
 
-_COMMAND = re.compile(r"(?:[A-Z_]+=\S+ +)*(?:dsvid|deepspeed|torchrun|srun|python|make)\b")
-
-
-def documented(path: Path) -> list[list[str]]:
-    """The words of every command line in a document's shell blocks."""
-    blocks = re.findall(r"```(?:bash|sh)?\n(.*?)```", path.read_text(), re.S)
-    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [shlex.split(line, comments=True) for line in lines if _COMMAND.match(line)]
-
-
-def without_variables(words: list[str]) -> list[str]:
-    """A command without the `NAME=value` before it."""
-    return list(itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), words))
+@pytest.mark.parametrize("command", NOT_RUN_HERE, ids=lambda each: f"{each.document}:{each.line}")
+def test_commands_that_this_run_leaves_out_parse(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    """`tests/documents/` runs every command of the documents, but those of launchers by `make test-long` only."""
+    words = list(command.words)
+    if words[:1] == ["make"]:
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
+    elif words[:1] == ["sbatch"]:
+        assert [word for word in words if word.startswith("scripts/") and (ROOT / word).is_file()]
+    elif "dsvid/train.py" in words and words[0] != "dsvid":
+        args = train.parse_arguments(words[words.index("dsvid/train.py") + 1 :])
+        assert args.recipe is None or args.recipe in recipe_names() or args.recipe.isupper()
+        assert Path(ROOT / args.ds_config).is_file() or str(args.ds_config).isupper()
+    else:
+        try:
+            parse(words[words.index("dsvid") + 1 :])
+        except SystemExit as end:
+            assert end.code == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
-def test_commands_in_the_documents_parse(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every `dsvid …` and `deepspeed … dsvid/train.py …` line of a code block has options that exist."""
-    checked = 0
-    for words in map(without_variables, documented(path)):
-        if "dsvid/train.py" in words and words[0] != "dsvid":
-            args = train.parse_arguments(words[words.index("dsvid/train.py") + 1 :])
-            assert args.recipe is None or args.recipe in recipe_names() or args.recipe.isupper()
-            assert Path(ROOT / args.ds_config).is_file() or str(args.ds_config).isupper()
-            checked += 1
-        elif words[:1] == ["dsvid"] or ("dsvid" in words[:-1] and words[:1] == ["deepspeed"]):
-            rest = [word for word in words[words.index("dsvid") + 1 :] if not set(word) & set("|<>&")]
-            try:
-                parse(rest)
-            except SystemExit as end:
-                assert end.code == 0, f"{' '.join(words)}: {capsys.readouterr().err}"
-            checked += 1
-        elif words[:1] == ["make"]:
-            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), words
-            checked += 1
-    if path.name == "README.md":
-        assert checked >= 20
+def test_commands_in_the_prose_have_options_that_exist(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They leave out what they are not about and say `N` for a number, so they are not run."""
+    prose = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.S | re.M)
+    for text in re.findall(r"`dsvid ([a-z]+ [^`]*)`", prose):
+        words = [word.strip("[]") for word in re.split(r" --(?: |$)", text)[0].split()]
+        with pytest.raises(SystemExit) as end:
+            parse([*itertools.takewhile(lambda word: re.fullmatch(r"[a-z_]+", word), words[:2]), "--help"])
+        options = [word for word in words if word.startswith("-")]
+        known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", capsys.readouterr().out))
+        assert end.value.code == 0 and set(options) <= known, text
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)

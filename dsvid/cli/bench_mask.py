@@ -43,7 +43,11 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     floor = min("floor (libc)", "floor (torch)", key=lambda name: statistics.median(times[name]))
     medians = {name: statistics.median(each) * 1e3 / args.batch for name, each in times.items()}
     result: dict[str, object] = {
-        "settings": {name: value for name, value in vars(args).items() if isinstance(value, int | float | str)},
+        "settings": {
+            name: value
+            for name, value in vars(args).items()
+            if isinstance(value, int | float | str) and name != "command"
+        },
         "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,
         "op": f"{ops.backend('cpu')} ({ops.backend_reason('cpu')})",
@@ -164,7 +168,8 @@ def _print(result: dict[str, object], floor: str) -> None:
     medians, spread = result["ms_per_clip"], result["spread"]
     assert isinstance(medians, dict) and isinstance(spread, dict)
     print(f"tube op: {result['op']}; clock: {result['clock']}; {result['machine']}, torch {result['torch']}")
-    print(f"settings: {result['settings']}")
+    assert isinstance(result["settings"], dict)
+    print("settings: " + ", ".join(f"{name} {value}" for name, value in result["settings"].items()))
     for name, value in medians.items():
         low, high = spread[name]
         print(f"  {name:<24}{value:9.3f} ms/clip   ({low:.3f} to {high:.3f})   op x {value / medians['op']:.2f}")

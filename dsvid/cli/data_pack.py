@@ -87,6 +87,7 @@ def _summarise(out: Path) -> None:
     counts, size = about["counts"], about["bytes"]
     bad = f", {counts['bad']} could not be read ({out / BAD})" if counts["bad"] else ""
     remarks = f", {counts['remarks']} with a remark in their json" if counts["remarks"] else ""
-    print(f"{out}: {counts['samples'] - counts['bad']} videos in {len(about['shards'])} shards{bad}{remarks}")
+    shards = f"{len(about['shards'])} shard{'s' * (len(about['shards']) != 1)}"
+    print(f"{out}: {counts['samples'] - counts['bad']} videos in {shards}{bad}{remarks}")
     print(f"{counts['frames']} of {counts['source_frames']} frames kept, {_bytes(size['before'])} before, "
           f"{_bytes(size['after'])} after: {size['after'] / max(1, size['before']):.2f} times")  # fmt: skip

@@ -106,7 +106,7 @@ class _Demo:
             "--out",
             str(out),
         ]
-        quick = ["run.max_steps=4", "run.log_every=2"] if self.args.quick else []
+        quick = ["run.max_steps=4", "run.log_every=2", "eval.segments=1", "eval.crops=1"] if self.args.quick else []
         start = time.perf_counter()
         _follow([*launcher, *script, *self.overrides, *quick, *overrides], self.args.out / f"{out.name}.log")
         self.training_s += time.perf_counter() - start

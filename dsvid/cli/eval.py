@@ -14,6 +14,7 @@ from dsvid.errors import CheckpointError, RecipeError
 if TYPE_CHECKING:
     from dsvid.evaluate.classify import Evaluation
     from dsvid.recipe import Recipe
+    from dsvid.tokens import TubeletGrid
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
         raise RecipeError("dsvid eval tests fine-tuned models", found=f"task: {recipe.task}", expected=scored)
     check_out(args.out)
     task.open(recipe, args.split, log.info)
-    if ranks.first:
+    if ranks.first and recipe.task != "classify":  # of classes `report` says it, by the names in the weights
         for remark in task.remarks(recipe, args.split):
             log.info("%s", remark)
     card = read_card(args.weights)
@@ -119,8 +120,18 @@ def fine_tuned(path: Path, recipe: Recipe, family: str) -> Any:
             fix=f"model.num_classes={model.num_classes} with lists that have these classes, or other weights",
         )
     if model.grid != wanted:
-        raise RecipeError(f"--weights {path} does not suit the recipe", found=model.grid, expected=wanted)
+        raise RecipeError(
+            f"--weights {path} does not suit the recipe",
+            found=_clip_words(model.grid),
+            expected=_clip_words(wanted),
+            fix="the recipe of the weights, or its model.arch, model.tubelet, data.num_frames and data.input_size",
+        )
     return model
+
+
+def _clip_words(grid: TubeletGrid) -> str:
+    size = f"{grid.frames} frames of {grid.height} x {grid.width}"
+    return f"{size}, cut into {grid.tubelet} x {grid.patch} x {grid.patch}"
 
 
 def said_by(recipe: Recipe, path: Path) -> dict[str, Any]:

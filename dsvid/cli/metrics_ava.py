@@ -63,10 +63,10 @@ def _print(scores: AvaScores, names: dict[int, str]) -> None:
 
     counted = ~np.isnan(scores.ap)
     low, high = scores.mean_range
-    groups = ", ".join(f"{name} {100 * value:.2f}" for name, value in scores.group_means().items())
+    groups = ", ".join(f"{name} {100 * value:.2f}" for name, value in scores.group_means().items() if value == value)
     cap = f", best {scores.protocol.cap} of an image" if scores.protocol.cap else ""
     print(f"mAP {100 * scores.mean:.2f} at IoU 0.5, {scores.protocol.name} protocol{cap}")
-    print(f"{groups}; {counted.sum()} of {len(names)} classes count")
+    print(f"{groups or 'no group'}; {counted.sum()} of {len(names)} classes count")
     print(f"{scores.detections.sum()} detections, {scores.truths.sum()} boxes, {scores.images} key frames")
     if high > low:
         print(f"equal scores leave the order open: mAP lies between {100 * low:.4f} and {100 * high:.4f}")

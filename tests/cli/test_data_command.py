@@ -39,7 +39,7 @@ def test_pack_says_what_it_does_and_may_be_called_again(
     shown = capsys.readouterr()
     assert re.search(r"4 videos to pack: about [\d.]+ MB, [\d.]+ GB are free", shown.out)
     assert "broken.mp4: cannot be decoded" in shown.out + shown.err
-    assert f"3 videos in 1 shards, 1 could not be read ({out}/bad.jsonl)" in shown.out
+    assert f"3 videos in 1 shard, 1 could not be read ({out}/bad.jsonl)" in shown.out
     assert re.search(r"210 of 210 frames kept, [\d.]+ MB before, [\d.]+ MB after: [\d.]+ times", shown.out)
     assert re.search(r"[\d.]+ loose, [\d.]+ packed, [\d.]+ times as many", shown.out)
     assert "video/s" not in shown.err, "no bar where there is no terminal"

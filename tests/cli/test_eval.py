@@ -122,6 +122,7 @@ def test_mistakes_are_found_before_the_work(tmp_path: Path, capsys: pytest.Captu
         (["--out", taken], "cannot be written"),
         (["model.num_classes=4"], "another number of classes"),
         (["data.num_frames=5"], "not divisible by the tubelet size"),
+        (["model.patch=16"], "expected: 4 frames of 32 x 32, cut into 2 x 16 x 16"),
         (["ds.bf16.enabled=true"], "no DeepSpeed JSON"),
         (["model.num_classes=2"], "another number of classes"),
     ):
@@ -135,7 +136,7 @@ def test_mistakes_are_found_before_the_work(tmp_path: Path, capsys: pytest.Captu
 def test_classes_without_videos_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = weights(tmp_path / "w", ("push", "pull", "lift"))
     code, text = run(capsys, "--weights", source, "--recipe", recipe_file(tmp_path, clips(2)))
-    assert code == 0 and "1 classes have no video in data.test: lift" in text
+    assert code == 0 and "1 classes have no video in data.test: lift" in text and text.count("no video") == 1, text
 
 
 def test_the_family_of_the_start_is_not_that_of_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
