@@ -63,14 +63,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_values(args: argparse.Namespace, at_least_1: tuple[str, ...], at_least_0: tuple[str, ...] = ()) -> None:
-    """Raise DataError where a number makes no sense; a limit has to be more than 0."""
+    """Raise DataError where a number makes no sense; a limit, where there is one, has to be more than 0."""
     from dsvid.errors import DataError
 
     for least, names in ((1, at_least_1), (0, at_least_0)):
         for name in names:
             if getattr(args, name) < least:
                 raise DataError(f"--{name.replace('_', '-')}", found=getattr(args, name), expected=f"at least {least}")
-    if not args.limit > 0:
+    if not getattr(args, "limit", 1) > 0:
         raise DataError("--limit", found=args.limit, expected="seconds, more than 0")
 
 

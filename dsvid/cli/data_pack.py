@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser, cores: int) -> None:
         "--shard-mb", type=int, default=512, metavar="N", help="a shard is closed from this size on (512)"
     )
     parser.add_argument("--jobs", type=int, default=cores, metavar="N", help="processes (all cores)")
+    parser.add_argument("--limit", type=float, default=1800.0, metavar="S", help="seconds for one video (1800)")
     parser.add_argument("--decoder", choices=("auto", "decord", "pyav", "torchcodec"), default="auto")
     parser.add_argument("--frame-name", default="img_{:05}.jpg", metavar="NAME", help="of frame folders' pictures")
     parser.add_argument("--frame-start", type=int, default=1, metavar="N", help="number of their first picture")
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace) -> None:
     """Pack what is missing, print storage and speed. Raises DataError, OSError."""
     import torch
 
+    from dsvid.cli.data_check import check_values
     from dsvid.data.manifest import open_split
     from dsvid.data.shard_packing import Packing
     from dsvid.data.shard_samples import PackOptions
@@ -46,16 +48,15 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)  # one process a core
     options = PackOptions(args.short_side, args.fps, args.codec, args.quality, args.shard_mb, args.decoder,
                           args.frame_name, args.frame_start)  # fmt: skip
-    if args.jobs < 1:
-        raise DataError("--jobs", found=args.jobs, expected="at least 1")
+    check_values(args, ("jobs",))
     manifest = open_split(args.list, "train", args.root)
     packing = Packing(manifest, args.out, options)
     if packing.finished:
         print(f"{args.out}: packed already")
     else:
-        _announce(packing)
+        _announce(packing, args.limit)
         with FaultBar(len(manifest), "video", "not packed: ", initial=packing.done) as bar:
-            packing.run(args.jobs, lambda sample: bar.tell(sample.error))
+            packing.run(args.jobs, lambda sample: bar.tell(sample.error), limit_s=args.limit)
     _summarise(args.out)
     try:
         loose, packed = measure_speed(args.list, args.root, args.out, options)
@@ -66,11 +67,11 @@ def run(args: argparse.Namespace) -> None:
               f"{packed / loose:.1f} times as many")  # fmt: skip
 
 
-def _announce(packing: Packing) -> None:
+def _announce(packing: Packing, limit_s: float) -> None:
     total = len(packing.manifest)
     if packing.done:
         print(f"{packing.folder}: {packing.done} of {total} videos are packed already, going on")
-    needed = packing.estimate_bytes()
+    needed = packing.estimate_bytes(limit_s)
     free = packing.check_room(needed)
     about = f"about {_bytes(needed)}" if needed else "unknown room (none of the first looked at can be read)"
     print(f"{total - packing.done} videos to pack: {about}, {_bytes(free)} are free", flush=True)

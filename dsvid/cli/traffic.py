@@ -46,8 +46,10 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _jobs(parser: argparse.ArgumentParser) -> None:
+def _jobs(parser: argparse.ArgumentParser, limited: bool = True) -> None:
     parser.add_argument("--jobs", type=int, default=_cores(), metavar="N", help="processes (all cores)")
+    if limited:
+        parser.add_argument("--limit", type=float, default=600.0, metavar="S", help="seconds for one clip (600)")
 
 
 # ---- lists ---------------------------------------------------------------------------------------------------------
@@ -117,11 +119,13 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
 
 
 def _index(args: argparse.Namespace) -> None:
+    from dsvid.cli.data_check import check_values
     from dsvid.data.footage import list_footage, measure_footage, read_index, write_video_list
 
+    check_values(args, ("jobs",))
     footage = list_footage(args.layout, args.root, args.split, ignore=args.ignore, fps=args.fps)
     problems = frames = looked = 0
-    for found in measure_footage(footage, args.output, jobs=args.jobs, exact=args.exact):
+    for found in measure_footage(footage, args.output, jobs=args.jobs, exact=args.exact, limit_s=args.limit):
         looked += 1
         frames += found.frames
         if found.problem:
@@ -135,12 +139,14 @@ def _index(args: argparse.Namespace) -> None:
 
 def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", type=Path, metavar="DIR", help="every folder of pictures below it")
-    _jobs(parser)
+    _jobs(parser, limited=False)
 
 
 def _pack(args: argparse.Namespace) -> None:
+    from dsvid.cli.data_check import check_values
     from dsvid.data.zip_packing import pack_all
 
+    check_values(args, ("jobs",))
     packed = list(pack_all(args.root, args.jobs))
     already = sum(one.already for one in packed)
     print(f"{len(packed) - already} zips written, {already} there already, {sum(one.frames for one in packed)} frames")
@@ -156,15 +162,18 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
+    from dsvid.cli.data_check import check_values
     from dsvid.data.footage import SPLITS, check_footage, list_footage
     from dsvid.data.zip_packing import check_clips
     from dsvid.errors import DataError
 
-    split, decode = args.split or SPLITS[args.layout], not args.quick
+    check_values(args, ("jobs",))
+    split = args.split or SPLITS[args.layout]
+    how = {"jobs": args.jobs, "decode": not args.quick, "limit_s": args.limit}
     if args.layout in ("dota", "dada"):
-        results = check_clips(args.layout, args.root, split, jobs=args.jobs, decode=decode)
+        results = check_clips(args.layout, args.root, split, **how)
     else:
-        results = check_footage(list_footage(args.layout, args.root, split), jobs=args.jobs, decode=decode)
+        results = check_footage(list_footage(args.layout, args.root, split), **how)
     clean, faulty = _report(results)
     if faulty:
         raise DataError(

@@ -12,7 +12,6 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsvid.data.decode import PyavSource, open_clip_source, quiet_decoders, refuse_by_first_bytes, unreadable
+from dsvid.data.guarded_work import GivenUp, run_guarded
 from dsvid.data.manifest import VIDEO_SUFFIXES, Entry, read_list
-from dsvid.data.parallel import run_parallel
 from dsvid.data.traffic import DADA_FPS, DOTA_FPS, ZIPS, read_names, read_split, refuse_outside
 from dsvid.data.zip_frames import ZipFrames
-from dsvid.data.zip_packing import Checked, check_zip, one_line
+from dsvid.data.zip_packing import LIMIT_S, Checked, check_zip, one_line, told
 from dsvid.errors import DataError
 from dsvid.publish import publish_text
 
@@ -197,8 +196,10 @@ class Measured:
     problem: str = ""
 
 
-def measure_footage(footage: Footage, output: Path, *, jobs: int = 1, exact: bool = False) -> Iterator[Measured]:
-    """Look at every clip, `jobs` at a time, and write `output`; yields each as it is done.
+def measure_footage(
+    footage: Footage, output: Path, *, jobs: int = 1, exact: bool = False, limit_s: float = LIMIT_S
+) -> Iterator[Measured]:
+    """Look at every clip, `jobs` at a time, each for `limit_s` at most, and write `output`; yields each as it is done.
 
     Goes on where it was stopped: what is done is kept in `<output>.part`. What an earlier `output` says is taken over;
     a clip whose size has changed, that had a problem, or that is to have another rate, is looked at again. `exact`
@@ -218,7 +219,12 @@ def measure_footage(footage: Footage, output: Path, *, jobs: int = 1, exact: boo
     output.parent.mkdir(parents=True, exist_ok=True)
     with part.open("a", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\n")
-        for found in run_parallel(partial(_measure, footage.root, exact), todo, jobs):
+        results = run_guarded(lambda place: _measure(footage.root, exact, todo[place]), range(len(todo)), jobs, limit_s)
+        for (name, fps), result in zip(todo, results, strict=True):
+            if isinstance(result, GivenUp):
+                found = Measured(name, 0, fps, _size(footage.root / name), told(footage.root / name, result))
+            else:
+                found = result
             kept[found.name] = found
             writer.writerow(_row(found))
             handle.flush()
@@ -371,13 +377,17 @@ def read_clip(clip: Clip, positions: NDArray[np.int64], decoder: str, zips: ZipF
         return source.read(positions)
 
 
-def check_footage(footage: Footage, *, jobs: int = 1, decode: bool = True) -> Iterator[Checked]:
+def check_footage(
+    footage: Footage, *, jobs: int = 1, decode: bool = True, limit_s: float = LIMIT_S
+) -> Iterator[Checked]:
     """Look at every frame of zips; count the frames of videos and decode the first and the last.
 
-    Without `decode` only directories and containers are read.
+    `jobs` clips at a time, each for `limit_s` at most. Without `decode` only directories and containers are read.
     """
-    paths = (footage[number].path for number in range(len(footage)))
-    yield from run_parallel(partial(_check, decode), paths, jobs)
+    results = run_guarded(lambda number: _check(decode, footage[number].path), range(len(footage)), jobs, limit_s)
+    for number, result in enumerate(results):
+        path = footage[number].path
+        yield Checked(str(path), 0, (told(path, result),)) if isinstance(result, GivenUp) else result
 
 
 def _check(decode: bool, path: Path) -> Checked:

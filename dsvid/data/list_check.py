@@ -26,7 +26,6 @@ from dsvid.publish import publish_file, publish_text
 
 LINE, LABEL, DUPLICATE, SHORT = "line not understood", "label", "duplicate", "short"
 LABELS = "two labels"
-HANGS, CRASHES = "hangs", "crashes"
 STATE_VERSION = 1
 
 
@@ -173,7 +172,7 @@ class ListCheck:
         """(cause, text, whether it makes the line bad)."""
         rules = self.rules
         if isinstance(facts, GivenUp):
-            yield (HANGS if "longer than" in facts else CRASHES), str(facts), True
+            yield facts.cause, str(facts), True
         elif facts.cause:
             yield facts.cause, facts.text, True
         elif facts.frames < rules.num_frames * rules.sampling_rate:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
@@ -21,9 +23,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dsvid.data.folder_lock import locked
+from dsvid.data.guarded_work import GivenUp, run_guarded
 from dsvid.data.manifest import Manifest
-from dsvid.data.parallel import run_parallel
-from dsvid.data.shard_samples import BLOCK, PackOptions, Sample, listed_path, pack_sample, source_bytes
+from dsvid.data.shard_samples import BLOCK, PackOptions, Sample, bad_sample, listed_path, pack_sample, source_bytes
 from dsvid.data.shards import (
     ANEW,
     BAD,
@@ -46,6 +48,8 @@ from dsvid.errors import DataError
 from dsvid.publish import publish_file, publish_json
 
 ESTIMATED_FROM = 3  # videos that are packed for the estimate of the room needed
+ESTIMATE_LIMIT_S = 120.0  # for each of them: it is only an estimate
+LIMIT_S = 1800.0  # for one video
 RESULTS_AHEAD = 2  # finished videos a process that wait for their turn: each is megabytes
 SHARD_END = bytes(2 * BLOCK)
 
@@ -85,11 +89,12 @@ class Packing:
         """Samples that need not be packed any more."""
         return len(self.manifest) if self.finished else sum(len(part.samples) for part in self.parts)
 
-    def estimate_bytes(self) -> int:
+    def estimate_bytes(self, limit_s: float = LIMIT_S) -> int:
         """Bytes that the samples still to be packed will need, by a few of them; 0 where none of those can be read."""
         first, count = self.done, len(self.manifest) - self.done
         chosen = sorted({first + count * place // ESTIMATED_FROM for place in range(ESTIMATED_FROM)})
-        tried = [pack_sample(self.manifest, self.options, number) for number in chosen if count]
+        with closing(self._pack(chosen if count else [], 1, min(limit_s, ESTIMATE_LIMIT_S))) as samples:
+            tried = list(samples)
         sizes = [len(sample.data) for sample in tried if not sample.error]
         return sum(sizes) * count // len(sizes) if sizes else 0
 
@@ -103,8 +108,11 @@ class Packing:
                             fix="another disk, a smaller --short-side or --quality, or --fps")  # fmt: skip
         return free
 
-    def run(self, jobs: int = 1, tell: Callable[[Sample], object] = lambda _: None) -> None:
-        """Pack what is missing, `jobs` videos at a time; `tell` hears of each sample when it is written.
+    def run(
+        self, jobs: int = 1, tell: Callable[[Sample], object] = lambda _: None, *, limit_s: float = LIMIT_S
+    ) -> None:
+        """Pack what is missing, `jobs` videos at a time, each for `limit_s` at most; `tell` hears of each sample when
+        it is written.
 
         The index is written last. Raises DataError, also where no video of the list can be read; OSError.
         """
@@ -120,12 +128,19 @@ class Packing:
                 return
             self._clear()
             publish_json(self.folder / UNFINISHED, self._place())
-            work = partial(pack_sample, self.manifest, self.options)
-            samples = run_parallel(work, range(self.done, len(self.manifest)), jobs, ahead=RESULTS_AHEAD * jobs)
-            while (part := self._next_part(samples, tell)) is not None:
-                self.parts.append(part)
+            with closing(self._pack(range(self.done, len(self.manifest)), jobs, limit_s)) as samples:
+                while (part := self._next_part(samples, tell)) is not None:
+                    self.parts.append(part)
             self._write_index()
             self.finished = True
+
+    def _pack(self, numbers: Sequence[int], jobs: int, limit_s: float) -> Generator[Sample, None, None]:
+        """The samples in their order; of one whose video hangs or crashes its process there is its `error` only."""
+        with tempfile.TemporaryDirectory() as scratch:  # one for all: a process that is killed tidies up nothing
+            work = partial(pack_sample, self.manifest, self.options, scratch=scratch)
+            with closing(run_guarded(work, numbers, jobs, limit_s, ahead=RESULTS_AHEAD)) as results:
+                for number, result in zip(numbers, results, strict=True):
+                    yield bad_sample(self.manifest, number, result) if isinstance(result, GivenUp) else result
 
     # ---- shards ----------------------------------------------------------------------------------------------------
 

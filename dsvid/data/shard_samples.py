@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import multiprocessing
 import os
 import tarfile
 import tempfile
@@ -25,10 +24,11 @@ from PIL import Image
 from dsvid.data import augment
 from dsvid.data.decode import ClipSource, PyavSource, open_clip_source, quiet_decoders, unreadable
 from dsvid.data.decoder_choice import choose_decoder
+from dsvid.data.guarded_work import GivenUp
 from dsvid.data.manifest import Entry, Manifest
 from dsvid.data.shards import FRAME, SAMPLE, Table, member_key
 from dsvid.data.video_writer import open_writer
-from dsvid.data.zip_packing import one_line
+from dsvid.data.zip_packing import one_line, told
 from dsvid.errors import DataError
 
 CODECS = ("jpeg", "h264")
@@ -99,22 +99,34 @@ class _Kept:
     nearest_from: NDArray[np.int64]
 
 
-def pack_sample(manifest: Manifest, options: PackOptions, number: int) -> Sample:
-    """Read and encode one video. What cannot be read is a sample with an `error`; nothing else is raised for it."""
-    if multiprocessing.parent_process() is not None:
-        torch.set_num_threads(1)
+def pack_sample(manifest: Manifest, options: PackOptions, number: int, *, scratch: str | None = None) -> Sample:
+    """Read and encode one video; `scratch` is a folder for what is written on the way.
+
+    What cannot be read is a sample with an `error`; nothing else is raised for it.
+    """
     quiet_decoders()
-    entry = manifest[number]
-    sample = Sample(number, np.zeros(1, SAMPLE))
-    sample.row[["shard", "label", "line"]] = (-1, entry.label, manifest.line_number(number))
-    sample.row["source_bytes"] = source_bytes(entry)
+    entry, sample = manifest[number], _empty_sample(manifest, number)
     decoder, _ = choose_decoder(options.decoder)
     try:
         with open_clip_source(entry, decoder, frame_name=options.frame_name, frame_start=options.frame_start) as source:
-            _fill(sample, listed_path(manifest, number), entry, source, options)
+            _fill(sample, listed_path(manifest, number), entry, source, _Pictures(options, source.fps, scratch))
     except DataError as error:
         sample.error = one_line(error)
         sample.rows, sample.data = np.zeros(0, FRAME), b""
+    return sample
+
+
+def bad_sample(manifest: Manifest, number: int, why: GivenUp) -> Sample:
+    """A video on which the work came to no end."""
+    sample = _empty_sample(manifest, number)
+    sample.error = told(manifest.path(number), why)
+    return sample
+
+
+def _empty_sample(manifest: Manifest, number: int) -> Sample:
+    entry, sample = manifest[number], Sample(number, np.zeros(1, SAMPLE))
+    sample.row[["shard", "label", "line"]] = (-1, entry.label, manifest.line_number(number))
+    sample.row["source_bytes"] = source_bytes(entry)
     return sample
 
 
@@ -135,9 +147,8 @@ def source_bytes(entry: Entry) -> int:
         return 0
 
 
-def _fill(sample: Sample, path: str, entry: Entry, source: ClipSource, options: PackOptions) -> None:
-    kept = _choose(entry, source, options.fps)
-    pictures = _Pictures(options, source.fps)
+def _fill(sample: Sample, path: str, entry: Entry, source: ClipSource, pictures: _Pictures) -> None:
+    kept = _choose(entry, source, pictures.options.fps)
     encoded, missing = pictures.encode(source, kept)
     if len(missing) == len(kept.frames):
         raise DataError(next(iter(missing.values())))
@@ -253,8 +264,8 @@ def _nearest(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray
 class _Pictures:
     """Scales and encodes the pictures of one video; `height` and `width` are those that are written."""
 
-    def __init__(self, options: PackOptions, fps: float | None) -> None:
-        self._options, self._fps = options, fps or SPARE_FPS
+    def __init__(self, options: PackOptions, fps: float | None, scratch: str | None) -> None:
+        self.options, self._fps, self._scratch = options, fps or SPARE_FPS, scratch
         self._shape: tuple[int, ...] = ()
         self.height = self.width = 0
 
@@ -262,7 +273,7 @@ class _Pictures:
         """(suffix, bytes) of the members, and the places that could not be decoded, with their causes."""
         missing: dict[int, str] = {}
         pictures = self._scaled(source, kept.frames, missing)
-        if self._options.codec == "jpeg":
+        if self.options.codec == "jpeg":
             return [(f"{place:05}.jpg", self._jpeg(picture)) for place, picture in pictures], missing
         video = self._mp4(pictures, kept, missing)
         return ([("mp4", video)] if video else []), missing
@@ -276,7 +287,7 @@ class _Pictures:
                 continue
             if not self._shape:
                 self._shape = picture.shape
-                self.height, self.width = packed_size(picture.shape[0], picture.shape[1], self._options)
+                self.height, self.width = packed_size(picture.shape[0], picture.shape[1], self.options)
             if picture.shape != self._shape:
                 raise DataError("pictures of different sizes", found=f"{picture.shape} and {self._shape}")
             yield place, augment.resize(torch.from_numpy(picture)[None], self.height, self.width)[0].numpy()
@@ -284,7 +295,7 @@ class _Pictures:
     def _jpeg(self, picture: NDArray[np.uint8]) -> bytes:
         out = io.BytesIO()
         try:
-            Image.fromarray(picture).save(out, "JPEG", quality=self._options.quality)
+            Image.fromarray(picture).save(out, "JPEG", quality=self.options.quality)
         except (OSError, ValueError) as error:
             raise DataError(f"{self.width} x {self.height} pixels cannot be encoded as JPEG", found=error) from error
         return out.getvalue()
@@ -293,9 +304,9 @@ class _Pictures:
         first = next(pictures, None)
         if first is None:
             return b""
-        rate = self._options.fps or self._fps
+        rate = self.options.fps or self._fps
         seconds = np.arange(len(kept.frames)) / rate if kept.seconds is None else kept.seconds
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
             path = Path(folder) / "video.mp4"
             with open_writer(path, rate, self.width, self.height, key_every=KEY_EVERY, threads=1) as writer:
                 writer.add(first[1], float(seconds[first[0]]))

@@ -8,15 +8,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from dsvid.data.decode import FRAME_SUFFIXES
-from dsvid.data.parallel import run_parallel
+from dsvid.data.guarded_work import GivenUp, run_guarded
 from dsvid.data.traffic import ClipReader, open_labels
 from dsvid.data.zip_frames import ZipFrames, is_picture, natural_key, write_zip
 from dsvid.errors import DataError
 from dsvid.publish import publish_file
+
+LIMIT_S = 600.0  # for one clip
 
 # ---- pack ----------------------------------------------------------------------------------------------------------
 
@@ -71,12 +72,14 @@ def pack_folder(folder: Path, archive: Path) -> Packed:
 
 
 def pack_all(root: Path, jobs: int = 1) -> Iterator[Packed]:
-    """Pack every folder of pictures below a root, in their order. Raises DataError."""
-    yield from run_parallel(_pack_pair, find_folders(root), jobs)
-
-
-def _pack_pair(pair: tuple[Path, Path]) -> Packed:
-    return pack_folder(*pair)
+    """Pack every folder of pictures below a root, in their order. Raises DataError, OSError."""
+    pairs = find_folders(root)
+    # copied, not decoded: it takes what the disk takes
+    results = run_guarded(lambda place: pack_folder(*pairs[place]), range(len(pairs)), jobs, limit_s=0)
+    for (folder, _), result in zip(pairs, results, strict=True):
+        if isinstance(result, GivenUp):
+            raise DataError(told(folder, result))
+        yield result
 
 
 # ---- check ---------------------------------------------------------------------------------------------------------
@@ -91,13 +94,18 @@ class Checked:
     faults: tuple[str, ...]
 
 
-def check_clips(layout: str, root: Path, split: str, *, jobs: int = 1, decode: bool = True) -> Iterator[Checked]:
+def check_clips(
+    layout: str, root: Path, split: str, *, jobs: int = 1, decode: bool = True, limit_s: float = LIMIT_S
+) -> Iterator[Checked]:
     """Look at every clip of a labelled list: its annotation, its zip, whether both name the same frames, every frame.
 
-    Without `decode` only the directories of the zips are read. Raises DataError where the list itself is broken.
+    `jobs` clips at a time, each for `limit_s` at most. Without `decode` only the directories of the zips are read.
+    Raises DataError where the list itself is broken.
     """
     names, read = open_labels(layout, root, split)
-    yield from run_parallel(partial(_check_labelled, read, decode), names, jobs)
+    results = run_guarded(lambda place: _check_labelled(read, decode, names[place]), range(len(names)), jobs, limit_s)
+    for name, result in zip(names, results, strict=True):
+        yield Checked(name, 0, (told(name, result),)) if isinstance(result, GivenUp) else result
 
 
 def _check_labelled(read: ClipReader, decode: bool, name: str) -> Checked:
@@ -139,6 +147,11 @@ def check_zip(decode: bool, archive: Path) -> Checked:
         if shape != size:
             faults.append(f"{archive}: frame {name}: {shape[1]} x {shape[0]} pixels, others {size[1]} x {size[0]}")
     return Checked(str(archive), len(names), tuple(faults))
+
+
+def told(what: object, given_up: GivenUp) -> str:
+    """What is said of a clip on which the work came to no end."""
+    return f"{what}: {given_up.cause}: {given_up}"
 
 
 def one_line(error: DataError) -> str:

@@ -74,6 +74,7 @@ def test_the_options_reach_the_shards(listed: Path, tmp_path: Path) -> None:
         (["--quality", "0"], "--quality"),
         (["--fps", "0"], "--fps"),
         (["--jobs", "0"], "--jobs"),
+        (["--limit", "0"], "--limit"),
         (["--root", "/no/such/folder"], "data.root"),
     ],
 )

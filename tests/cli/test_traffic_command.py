@@ -50,6 +50,9 @@ def test_the_check_ends_with_2_where_it_finds_faults(folder: Path, capsys: pytes
     assert main([*words, "--split", "val_split.txt", "--quick"]) == 0
     videos = ["traffic", "check", "videos", str(folder), "--jobs", "2"]
     assert main(videos) == 2 and main([*videos, "--quick"]) == 2
+    for option in ("--jobs", "--limit"):
+        assert main([*words, option, "0"]) == 2
+        assert option in capsys.readouterr().err
 
 
 def test_pack_and_index(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

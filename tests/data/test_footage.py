@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import pickle
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +216,33 @@ def test_the_check_looks_at_videos(videos: Path) -> None:
     found = {Path(one.name).name: one for one in check_footage(list_footage("videos", videos))}
     assert {name for name, one in found.items() if one.faults} == {"no.mp4", "none.mp4", "cut.mp4"}
     assert found["a.mp4"].frames == 61 and "cannot be decoded" in found["cut.mp4"].faults[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the processes are Linux's")
+def test_clips_that_hang_or_crash_are_faults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "videos"
+    root.mkdir()
+    for name in ("a.mp4", "c.mp4"):
+        write_video(root / name, 9)
+    os.mkfifo(root / "b.mp4")  # whoever opens it waits for a writer
+    monkeypatch.setattr(os.path, "isfile", os.path.exists)  # as a file that was swapped after the look
+    real = footage_module.refuse_by_first_bytes
+    monkeypatch.setattr(
+        footage_module,
+        "refuse_by_first_bytes",
+        lambda path: ctypes.string_at(0) if path.endswith("c.mp4") else real(path),
+    )
+    found = list_footage("videos", root)
+    checked = list(check_footage(found, jobs=2, limit_s=1.0))
+    assert [one.frames for one in checked] == [9, 0, 0] and not checked[0].faults
+    assert checked[1].faults[0].startswith(f"{root}/b.mp4: hangs: reading it took longer than 1 s")
+    assert checked[2].faults[0].startswith(f"{root}/c.mp4: crashes: ") and "SIGSEGV" in checked[2].faults[0]
+    measured = list(measure_footage(found, tmp_path / "i.csv", limit_s=1.0))
+    assert [one.problem for one in measured] == ["", checked[1].faults[0], checked[2].faults[0]]
+    assert read_index(tmp_path / "i.csv", root).frames.tolist() == [9, 0, 0]
+    capfd.readouterr()  # the stacks of the crashes
 
 
 def test_footage_is_small_and_travels_to_other_processes() -> None:

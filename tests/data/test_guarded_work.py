@@ -11,6 +11,7 @@ import time
 import pytest
 
 from dsvid.data.guarded_work import GivenUp, run_guarded
+from dsvid.errors import DataError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the processes are Linux's")
 
@@ -29,9 +30,23 @@ def test_the_others_go_on_in_their_order() -> None:
         number * number for number in range(40) if number not in (3, 5)
     ]
     assert isinstance(results[3], GivenUp)
-    assert "longer than 0.6 s" in results[3]
+    assert "longer than 0.6 s" in results[3] and results[3].cause == "hangs"
     assert isinstance(results[5], GivenUp)
-    assert "SIGSEGV" in results[5]
+    assert "SIGSEGV" in results[5] and results[5].cause == "crashes"
+
+
+@pytest.mark.parametrize("error", [DataError("what", found=3, fix="mend it"), OSError(28, "No space left", "a")])
+def test_errors_that_a_user_can_mend_arrive_as_themselves(error: Exception) -> None:
+    def work(number: int) -> int:
+        if number == 2:
+            raise error
+        return number
+
+    results = run_guarded(work, range(4), 2, limit_s=5.0)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(type(error)) as caught:
+        next(results)
+    assert str(caught.value) == str(error)
 
 
 def test_nothing_to_do_is_no_error() -> None:

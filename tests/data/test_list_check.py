@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dsvid.data import list_check
+from dsvid.data.guarded_work import HANGS
 from dsvid.data.list_check import Fault, ListCheck, Rules
 from dsvid.data.video_facts import Look
 from dsvid.errors import DataError
@@ -157,7 +158,7 @@ def test_a_video_that_hangs_is_a_line_of_the_report(folder: Path) -> None:
         made = check(folder, "pipe.mp4 0\na.mp4 0\n", Rules(limit_s=1.0))
     finally:
         (folder / "pipe.mp4").unlink()
-    assert causes(made) == [(1, list_check.HANGS, True)]
+    assert causes(made) == [(1, HANGS, True)]
     assert made.good == [1]
 
 

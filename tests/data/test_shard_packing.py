@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import os
 import signal
+import sys
 import tarfile
+import tempfile
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
-from dsvid.data import augment, shard_packing
-from dsvid.data.decode import PyavSource, open_clip_source
+from dsvid.data import augment, shard_packing, shard_samples
+from dsvid.data.decode import ClipSource, PyavSource, open_clip_source
 from dsvid.data.manifest import open_split, read_list
 from dsvid.data.shard_packing import Packing
 from dsvid.data.shard_samples import PackOptions, Sample, nearest_from, packed_size, thin
@@ -280,6 +285,50 @@ def test_two_calls_do_not_fill_one_folder(listed: Path, tmp_path: Path) -> None:
             Packing(manifest, tmp_path / "out", SMALL).run()
 
     Packing(manifest, tmp_path / "out", SMALL).run(tell=tell)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the processes are Linux's")
+def test_videos_that_hang_or_crash_are_bad_ones(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    os.mkfifo(tmp_path / "hangs.mp4")  # whoever opens it waits for a writer
+    write_video(tmp_path / "crashes.mp4", 9)
+    read_all = shard_samples._read_all
+
+    def crash(source: ClipSource, frames: NDArray[np.int64]) -> Iterator[NDArray[np.uint8] | DataError]:
+        for place, picture in enumerate(read_all(source, frames)):
+            if source.frames == 9 and place == 5:
+                ctypes.string_at(0)
+            yield picture
+
+    monkeypatch.setattr(shard_samples, "_read_all", crash)
+    (tmp_path / "list.csv").write_text(f"hangs.mp4 0\n{videos}/v01.mp4 1\ncrashes.mp4 2\n{videos}/v02.mp4 3\n")
+    packing = Packing(read_list(tmp_path / "list.csv"), tmp_path / "out", PackOptions(short_side=48, codec="h264"))
+    told: list[str] = []
+    packing.run(2, lambda sample: told.append(sample.error), limit_s=1.0)
+    folder = open_shards(tmp_path / "out")
+    assert folder.samples["shard"].tolist() == [-1, 0, -1, 0] and folder.samples["label"].tolist() == [0, 1, 2, 3]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "bad.jsonl").read_text().splitlines()]
+    assert [(line["sample"], line["path"]) for line in lines] == [(0, "hangs.mp4"), (2, "crashes.mp4")]
+    assert [line["error"] for line in lines] == [told[0], told[2]]
+    assert told[0].startswith(f"{tmp_path}/hangs.mp4: hangs: reading it took longer than 1 s")
+    assert told[2].startswith(f"{tmp_path}/crashes.mp4: crashes: ") and "SIGSEGV" in told[2]
+    assert not list(scratch.iterdir()), "what the crashed process was writing"
+    capfd.readouterr()  # the stack of the crash
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the processes are Linux's")
+def test_a_video_that_hangs_does_not_stop_the_estimate(videos: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "hangs.mp4")
+    (tmp_path / "list.csv").write_text(f"hangs.mp4 0\n{videos}/v01.mp4 1\n")
+    packing = Packing(read_list(tmp_path / "list.csv"), tmp_path / "out", SMALL)
+    needed = packing.estimate_bytes(0.5)
+    (tmp_path / "list.csv").write_text(f"{videos}/v01.mp4 1\n")
+    alone = Packing(read_list(tmp_path / "list.csv"), tmp_path / "out", SMALL)
+    assert needed == 2 * alone.estimate_bytes() > 0
 
 
 # ---- refusals ------------------------------------------------------------------------------------------------------

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
+import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -117,6 +120,32 @@ def test_the_check_names_every_bad_member(dota: Path, jobs: int) -> None:
     assert "unknown" in faults[4] and "no frames in labels" in faults[5]
     quick = list(zip_packing.check_clips("dota", dota, "train_split.txt", jobs=jobs, decode=False))
     assert [len(item.faults) for item in quick] == [1, 2, 0, 1, 1, 1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the processes are Linux's")
+def test_a_clip_that_hangs_is_a_fault_of_its_own(dota: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = zip_packing.check_zip
+
+    def hangs(decode: bool, archive: Path) -> zip_packing.Checked:
+        if "generated-train_000003" in str(archive):
+            time.sleep(600)
+        return whole(decode, archive)
+
+    monkeypatch.setattr(zip_packing, "check_zip", hangs)
+    found = list(zip_packing.check_clips("dota", dota, "train_split.txt", jobs=2, limit_s=1.0))
+    assert [bool(item.faults) for item in found] == [number == 3 for number in range(6)]
+    assert found[3].faults[0].startswith("generated-train_000003: hangs: ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the processes are Linux's")
+def test_a_folder_whose_packing_crashes_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = folder_of(tmp_path / "images", ["1.jpg"])
+    monkeypatch.setattr(zip_packing, "pack_folder", lambda *_: ctypes.string_at(0))
+    with pytest.raises(DataError, match=f"{folder}: crashes: "):
+        list(zip_packing.pack_all(tmp_path))
+    capfd.readouterr()  # the stack of the crash
 
 
 def test_a_dada_table_that_disagrees_with_the_zip(tmp_path: Path) -> None:
