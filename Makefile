@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.dsvid-env
 SOURCES := pyproject.toml setup.py dsvid/ops/build.py $(wildcard csrc/*)
 RANKS ?= 0
+# test files that run side by side
 JOBS ?= 2
 
 .PHONY: env demo test test-long test-cluster check lint format types docs clean
@@ -27,13 +28,12 @@ $(STAMP): $(SOURCES)
 demo: env
 	$(BIN)/dsvid demo --ranks $(RANKS)
 
-# JOBS=1: one test after the other.
 test: env
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 # What takes minutes. SHORT=1: without twenty kills, and every pair of ZeRO stages for every change of ranks.
 test-long: env
-	$(BIN)/python -m pytest -m "long$(if $(SHORT), and not slow)"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "long$(if $(SHORT), and not slow)"
 
 # Two nodes and a Slurm, made of namespaces: root; installs Debian packages that are missing. SHORT=1: the half of it.
 test-cluster: env

@@ -9,6 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_REGISTERED = re.compile(
+    r"(?:(?:pretrain_videomae|pretrain_mae|mvd_vit|vit)_(tiny|small|base|large|huge|giant)"
+    r"|(internvideo2_(?:small|base|large)))_patch(\d+)_(\d+)"
+)
+_PATCH_14 = ("giant", "internvideo2_small", "internvideo2_base", "internvideo2_large")
 
 
 class Section(BaseModel):
@@ -25,7 +30,7 @@ class About(Section):
 
 
 class ModelConfig(Section):
-    arch: str = "vit_base"
+    arch: str = Field("vit_base", description="also by the name in the originals' registries: vit_base_patch16_224")
     init: str = Field("", description="weights to start from: a file or folder of any known family; empty = random")
     init_family: str = Field("auto", description="the family of model.init; auto = by its tensor names")
     final_norm: Literal["family", "simple_tad", "ava"] = Field(
@@ -59,6 +64,21 @@ class ModelConfig(Section):
     pool_heads: int = Field(16, ge=1, description="attention heads of InternVideo2's pooling")
     pool_dim: int = Field(768, ge=1, description="width of InternVideo2's pooled features")
     compile: bool = False
+
+    @field_validator("arch")
+    @classmethod
+    def _own_name(cls, value: str) -> str:
+        """The name here of a model in the registries of VideoMAE, VideoMAE V2, MVD and simple-tad."""
+        registered = _REGISTERED.fullmatch(value)
+        if registered is None:
+            return value
+        size, other, patch, pixels = registered.groups()
+        own, expected = other or f"vit_{size}", 14 if (other or size) in _PATCH_14 else 16
+        if int(patch) != expected:
+            raise ValueError(f"{own}, whose patches are of {expected} pixels; others with model.patch={patch}")
+        if int(pixels) != 224:
+            raise ValueError(f"{own}; the size of a frame is data.input_size={pixels}")
+        return own
 
 
 class AugmentConfig(Section):

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-STARTS_RANKS = {"distributed", "faults", "cluster"}
+BY_THEMSELVES = {"faults", "cluster", "documents"}
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What `make test` runs side by side: files, because their tests share what is costly to make; never two tests that
-    start ranks, which take all cores and watch the clock.
+    """What `make test` runs side by side: files, because their tests share what is costly to make. Never two that watch
+    the clock, or that start launchers, which all take the same port.
     """
     for item in items:
         place = item.path.relative_to(TESTS)
-        item.add_marker(pytest.mark.xdist_group("ranks" if place.parts[0] in STARTS_RANKS else str(place)))
+        item.add_marker(pytest.mark.xdist_group("launchers" if place.parts[0] in BY_THEMSELVES else str(place)))
 
 
 @pytest.fixture(autouse=True)

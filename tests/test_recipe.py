@@ -179,3 +179,34 @@ def test_the_contract_s_keys_exist() -> None:
 def test_a_key_without_effect_in_the_task_is_an_error(recipe: str, word: str) -> None:
     with pytest.raises(RecipeError, match=f"{word.partition('=')[0]} has no effect"):
         load_recipe(recipe, split_overrides([word])[0])
+
+
+@pytest.mark.parametrize(
+    ("registered", "own"),
+    [
+        *((f"vit_{size}_patch16_224", f"vit_{size}") for size in ("tiny", "small", "base", "large", "huge")),
+        ("vit_giant_patch14_224", "vit_giant"),
+        ("pretrain_videomae_giant_patch14_224", "vit_giant"),
+        ("pretrain_mae_small_patch16_224", "vit_small"),
+        ("mvd_vit_large_patch16_224", "vit_large"),
+        *((f"internvideo2_{size}_patch14_224", f"internvideo2_{size}") for size in ("small", "base", "large")),
+    ],
+)
+def test_a_model_is_known_by_the_name_in_the_originals_registries(registered: str, own: str) -> None:
+    from dsvid.models import encoder_size
+
+    assert build_recipe({"model": {"arch": registered}}).model.arch == own
+    assert f"_patch{encoder_size(own).patch}_" in registered
+
+
+@pytest.mark.parametrize(
+    ("registered", "said"),
+    [
+        ("vit_huge_patch14_224", "vit_huge, whose patches are of 16 pixels; others with model.patch=14"),
+        ("vit_base_patch16_384", "vit_base; the size of a frame is data.input_size=384"),
+    ],
+)
+def test_a_registered_name_that_says_something_else_is_an_error(registered: str, said: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        build_recipe({"model": {"arch": registered}})
+    assert "model.arch" in raised.value.what and said in str(raised.value)

@@ -14,6 +14,7 @@ from tests.documents.running import Ended, run
 from tests.documents.tables import NOT_RUN, REDUCTIONS, Reduction, is_long, reason_not_to_run, reduced
 
 Asked = Callable[[list[str]], bool]
+MOST_READ = {"README.md", "cluster.md", "finetuning.md"}  # the launchers of the others are left out by SHORT=1
 
 
 def with_commands(*, long: bool) -> list[Path]:
@@ -45,7 +46,14 @@ def test_the_commands_of(path: Path, reader: Path, done_already: Asked) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("path", with_commands(long=True), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[] if path.name in MOST_READ else [pytest.mark.slow])
+        for path in with_commands(long=True)
+    ],
+    ids=lambda path: path.name,
+)
 def test_the_launchers_of(path: Path, reader_with_one_host: Path, done_already: Asked) -> None:
     check(path, reader_with_one_host, done_already, long=True)
 
