@@ -209,6 +209,8 @@ def build_engine(
     if get_dotted(config, "zero_optimization.stage") in (None, 0):
         _undo_constructor_step(engine)
     if compiled:
+        # choose_backend: the compiler reads the function through its cache, which is right, and says so on every rank
+        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
         engine.compile()
     return engine
 

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"dsvid demo: {demo.ranks} ranks, everything goes to {args.out}/\n\n{INTRODUCTION}", flush=True)
     demo.train(
         "\n1/4 masked pre-training on 1600 clips without their labels: three quarters of each clip are hidden,\n"
-        "    and rebuilt from the rest. The loss rests near 0.99 while only colours are guessed, and falls when motion is.",
+        "    and rebuilt from the rest. The loss rests near 0.99 while only colours are guessed, then falls.",
         "demo_pretrain",
         pretrain,
     )

@@ -85,13 +85,13 @@ def test_larger_batches_take_new_memory_and_leave_none_behind(ends):
 
 
 def test_no_file_handle_is_left():
+    gc.collect()  # what other tests have left
     before = len(os.listdir("/proc/self/fd"))
     ours, theirs = multiprocessing.Pipe()
     receiver, sender = Receiver(ours), Sender(theirs)
     for number in range(30):
         sender.send(number, batch(number))
         last = receiver.receive()[1]
-        gc.collect()
         sender.free(receiver.freed())
     # the pipe has two, and each side one for each of its two slots, which the last item and the next one take in turn
     assert len(os.listdir("/proc/self/fd")) == before + 2 + 2 * 2
