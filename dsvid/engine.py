@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import math
 import os
 import warnings
@@ -99,6 +100,17 @@ def check_precision(config: dict[str, Any], device: torch.device) -> None:
             found=torch.cuda.get_device_name(device),
             fix="--ds_config ds_configs/zero2_fp16.json",
         )
+
+
+def check_reporters(config: dict[str, Any]) -> None:
+    """Raise RecipeError where the JSON sends numbers to what is not installed. Call it before the model is built."""
+    for section, package in (("wandb", "wandb"), ("tensorboard", "tensorboard")):
+        if get_dotted(config, f"{section}.enabled") and importlib.util.find_spec(package) is None:
+            raise RecipeError(
+                f"DeepSpeed JSON: {section}.enabled, but {package} cannot be imported",
+                found="no such package",
+                fix=f"pip install {package}, or {section}.enabled=false",
+            )
 
 
 def build_module(factory: Callable[[], nn.Module], config: dict[str, Any]) -> nn.Module:

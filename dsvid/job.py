@@ -89,6 +89,7 @@ def resolve_job(
     schedule = resolve_schedule(recipe, world=ranks.world, videos=min(limit, videos) if limit else videos)
     config = deepspeed_json.resolve(tree, theirs, recipe, schedule)
     ds.check_precision(config, device)
+    ds.check_reporters(config)
     check_backends(recipe, spec, device, deepspeed_json.precision(config))
     if recipe.data.augment.policy:
         parse_policy(recipe.data.augment.policy)

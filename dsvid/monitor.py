@@ -98,18 +98,21 @@ class Monitor:
         return row
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl (flushed) and its numbers to TensorBoard."""
+        """Append one line to metrics.jsonl (flushed), its numbers to TensorBoard and to an open run of W&B."""
         if self._file is None:
             return
         with tolerated("metrics.jsonl"):
             self._file.write(json.dumps({k: _json_number(v) for k, v in row.items()}) + "\n")
             self._file.flush()
-        if self._board is None:
-            return
-        with tolerated("tensorboard/"):
-            for key, value in row.items():
-                if isinstance(value, int | float) and key != "step":
-                    self._board.add_scalar(f"{row['kind']}/{key}", value, row["step"])
+        numbers = {f"{row['kind']}/{k}": v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
+        if self._board is not None:
+            with tolerated("tensorboard/"):
+                for key, value in numbers.items():
+                    self._board.add_scalar(key, value, row["step"])
+        run = wandb_run()
+        if run is not None:
+            with tolerated("W&B"):  # DeepSpeed's own values there go by clips, too
+                run.log(numbers | {"step": row["step"]}, step=row["step"] * self.clips_per_step)
 
     def picture(self, name: str, picture: NDArray[Any], step: int) -> None:
         """Add a picture [h, w, 3] to TensorBoard."""
@@ -219,6 +222,11 @@ def open_tensorboard(folder: Path, start_step: int) -> Any:
         log.warning("no TensorBoard files: %s (pip install tensorboard)", error)
         return None
     return SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)
+
+
+def wandb_run() -> Any:
+    """The run that DeepSpeed has opened where the JSON's section `wandb` is enabled, or None."""
+    return getattr(sys.modules.get("wandb"), "run", None)
 
 
 def _progress_bar(start: int, stop: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 from pathlib import Path
@@ -70,6 +71,11 @@ def test_a_precision_that_the_device_does_not_have(
     monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda _: False)
     words = ["ds.fp16.enabled=true", "ds.bf16.enabled=false"]
     assert "does not support fp16" in mistake(capsys, tmp_path / "out", *words)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_numbers_that_are_to_go_where_nothing_is_installed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "pip install wandb" in mistake(capsys, tmp_path / "out", "ds.wandb.enabled=true")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,23 @@ def test_tensorboard_has_the_same_scalars(tmp_path: Path) -> None:
     events.Reload()
     assert events.Scalars("train/loss")[0].value == 0.25
     assert events.Scalars("train/loss")[0].step == 5
+
+
+def test_a_run_of_wandb_that_is_open_gets_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[tuple[dict[str, float], int]] = []
+
+    class Run:
+        def log(self, numbers: dict[str, float], step: int) -> None:
+            got.append((numbers, step))
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(run=None))
+    watch = monitor(tmp_path)
+    watch.write({"kind": "val", "step": 1, "top1": 50.0})
+    assert not got, "imported, and no run of ours"
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(run=Run()))
+    watch.write({"kind": "val", "step": 2, "top1": 51.0, "note": "text"})
+    watch.close()
+    assert got == [({"val/top1": 51.0, "step": 2}, 2 * 16)]
 
 
 def test_the_verdict_on_waiting() -> None:
