@@ -190,11 +190,12 @@ def build_engine(
     layer_decay: float,
     depth: int,
     weight_decay_end: float | None = None,
-    compiled: bool = False,
+    compile_mode: str = "",
 ) -> Any:
     """Wrap `objective` in a DeepSpeed engine as the resolved JSON says; returns the engine.
 
     Groups come from `optim.parameter_groups`; AdamW is torch's (fused on CUDA), which needs no compile at start.
+    `compile_mode` is torch.compile's; empty = not compiled.
     """
     import deepspeed
 
@@ -220,10 +221,10 @@ def build_engine(
     engine.group_names = group_names
     if get_dotted(config, "zero_optimization.stage") in (None, 0):
         _undo_constructor_step(engine)
-    if compiled:
+    if compile_mode:
         # choose_backend: the compiler reads the function through its cache, which is right, and says so on every rank
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
-        engine.compile()
+        engine.compile(compile_kwargs={"mode": compile_mode})
     return engine
 
 

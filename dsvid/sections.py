@@ -64,6 +64,9 @@ class ModelConfig(Section):
     pool_heads: int = Field(16, ge=1, description="attention heads of InternVideo2's pooling")
     pool_dim: int = Field(768, ge=1, description="width of InternVideo2's pooled features")
     compile: bool = False
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = Field(
+        "default", description="torch.compile's; the others use CUDA graphs on a GPU"
+    )
 
     @field_validator("arch")
     @classmethod

@@ -210,3 +210,9 @@ def test_a_registered_name_that_says_something_else_is_an_error(registered: str,
     with pytest.raises(RecipeError) as raised:
         build_recipe({"model": {"arch": registered}})
     assert "model.arch" in raised.value.what and said in str(raised.value)
+
+
+def test_a_mode_of_compiling_is_for_what_is_compiled() -> None:
+    assert build_recipe({"model": {"compile": True, "compile_mode": "reduce-overhead"}}).model.compile
+    with pytest.raises(RecipeError, match="model.compile_mode"):
+        build_recipe({"model": {"compile_mode": "reduce-overhead"}})
