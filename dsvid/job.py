@@ -14,7 +14,9 @@ from torch import Tensor
 
 from dsvid import deepspeed_json, ops
 from dsvid import engine as ds
+from dsvid.data.device_jpegs import check_device, check_packed
 from dsvid.data.loader import BadClips, TrainLoader
+from dsvid.data.manifest import Manifest
 from dsvid.data.randaugment import parse_policy
 from dsvid.errors import CheckpointError, RecipeError
 from dsvid.models.attention import choose_backend
@@ -90,6 +92,10 @@ def resolve_job(
     config = deepspeed_json.resolve(tree, theirs, recipe, schedule)
     ds.check_precision(config, device)
     check_backends(recipe, spec, device, deepspeed_json.precision(config))
+    if recipe.data.jpeg_decoder == "gpu":
+        assert isinstance(lists["train"], Manifest), "the recipe checks it"
+        check_packed(lists["train"])
+        check_device(device)
     if recipe.data.augment.policy:
         parse_policy(recipe.data.augment.policy)
     task.class_names(recipe)

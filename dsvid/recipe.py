@@ -43,6 +43,7 @@ __all__ = [
     "Section",
     "all_keys",
     "build_recipe",
+    "check_jpeg_decoder",
     "dump_yaml",
     "duration_s",
     "load_recipe",
@@ -189,6 +190,9 @@ def _check(recipe: Recipe) -> None:
         )
     _check_training(recipe)
     _check_sections(recipe)
+    check_jpeg_decoder(recipe.data)
+    if recipe.data.jpeg_decoder == "gpu" and recipe.task not in ("pretrain", "classify"):
+        raise RecipeError(f"data.jpeg_decoder has no effect in task {recipe.task}", found="gpu", fix=JPEG_CPU)
     if recipe.data.train == "footage":
         _check_footage(recipe)
     elif recipe.footage != FootageConfig():
@@ -220,6 +224,26 @@ def _check(recipe: Recipe) -> None:
             expected="stop_epoch <= epochs",
             fix=f"run.stop_epoch={recipe.run.epochs}",
         )
+
+
+JPEG_CPU = "data.jpeg_decoder=cpu"
+
+
+def check_jpeg_decoder(data: DataConfig) -> None:
+    """Raise RecipeError where the GPU is to decode clips that are not packed, or are not only cropped and flipped."""
+    how = data.augment
+    for key, on in (
+        (f"data.train={data.train}", data.train in ("builtin", "footage")),
+        ("data.augment.policy", bool(how.policy)),
+        ("data.augment.erase_prob", how.erase_prob > 0),
+        ("data.augment.mixup and cutmix", how.mixes),
+        ("data.cache_mb", data.cache_mb > 0),
+    ):
+        if on and data.jpeg_decoder == "gpu":
+            raise RecipeError(
+                f"{key}: not with data.jpeg_decoder=gpu", found=f"data.train={data.train}, data.jpeg_decoder=gpu",
+                expected="packed shards whose clips are cropped and flipped, no more", fix=JPEG_CPU,
+            )  # fmt: skip
 
 
 def _check_training(recipe: Recipe) -> None:

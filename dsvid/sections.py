@@ -108,6 +108,9 @@ class DataConfig(Section):
     recycle_mb: int = Field(1024, ge=0, description="a loader process that has grown by more is replaced; 0 = never")
     recycle_clips: int = Field(0, ge=0, description="a loader process is replaced after so many videos; 0 = never")
     decoder: Literal["auto", "decord", "pyav", "torchcodec"] = "auto"
+    jpeg_decoder: Literal["cpu", "gpu"] = Field(
+        "cpu", description="gpu: training clips of packed shards are decoded and cropped on the GPU (never run on one)"
+    )
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     bad_grace: int = Field(10, ge=0, description="this many unreadable clips never stop a run")
     train_limit: int = Field(0, ge=0, description="use only the first n entries of the training list; 0 = all")
