@@ -178,11 +178,12 @@ def build_engine(
     layer_decay: float,
     depth: int,
     weight_decay_end: float | None = None,
-    compiled: bool = False,
+    compile_mode: str | None = None,
 ) -> Any:
     """Wrap `objective` in a DeepSpeed engine as the resolved JSON says; returns the engine.
 
-    Groups come from `optim.parameter_groups`; AdamW is torch's (fused on CUDA), which needs no compile at start.
+    `compile_mode`: torch.compile's, None = not compiled. Groups come from `optim.parameter_groups`; AdamW is torch's
+    (fused on CUDA), which needs no compile at start.
     """
     import deepspeed
 
@@ -208,8 +209,8 @@ def build_engine(
     engine.group_names = group_names
     if get_dotted(config, "zero_optimization.stage") in (None, 0):
         _undo_constructor_step(engine)
-    if compiled:
-        engine.compile()
+    if compile_mode is not None:
+        engine.compile(compile_kwargs={"mode": compile_mode})
     return engine
 
 

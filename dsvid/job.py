@@ -227,7 +227,7 @@ def build_engine(job: Job, *, fresh: bool, start: Start | None) -> Any:
         layer_decay=recipe.optim.layer_decay,
         depth=spec.encoder_size.depth,
         weight_decay_end=recipe.optim.weight_decay_end,
-        compiled=recipe.model.compile,
+        compile_mode=recipe.model.compile_mode if recipe.model.compile else None,
     )
 
 

@@ -257,6 +257,10 @@ def _check_training(recipe: Recipe) -> None:
         ):
             if on:
                 raise RecipeError(f"{key}: only for fine-tuning", found="task=pretrain", fix="leave it out")
+    if model.compile_mode != "default" and not model.compile:
+        raise RecipeError(
+            "model.compile_mode has no effect without model.compile", found=model.compile_mode, fix="model.compile=true"
+        )
     if model.linear_probe and model.freeze_blocks:
         raise RecipeError(
             "model.linear_probe and model.freeze_blocks are both set",

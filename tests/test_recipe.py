@@ -136,6 +136,7 @@ def test_missing_binary_and_unknown_recipes(tmp_path: Path) -> None:
         {"data": {"flip": 0.5}},  # a mirrored built-in clip belongs to another class
         {"data": {"augment": {"mixup": 0.8}}},  # pre-training has no targets to mix
         {"model": {"linear_probe": True}},
+        {"model": {"compile_mode": "reduce-overhead"}},  # without compile
         {"task": "classify", "model": {"num_classes": 8, "linear_probe": True, "freeze_blocks": 2}},
         {"task": "classify", "model": {"num_classes": 8, "head_map": "map.json"}},  # without model.init
         {"data": {"augment": {"crop_area": [0.5, 0.1]}}},

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsvid.data import mix, order
-from dsvid.data.decode import quiet_decoders
+from dsvid.data.decode import ON_GPU, quiet_decoders
 from dsvid.data.device_copy import DeviceCopy
 from dsvid.data.device_jpegs import DeviceJpegs, JpegReader
 from dsvid.data.in_thread import InThread
@@ -365,11 +365,13 @@ class _Running:
                 ahead=config.prefetch,
                 limits=Limits(key_s=config.clip_limit_s, grown_mb=grown_mb, keys=config.recycle_clips),
                 name=f"rank {rank}: ",
-                ready=_make_ready,
+                # a fork of a trainer that uses CUDA cannot use it
+                start="spawn" if config.decoder == ON_GPU else "fork",
+                ready=partial(_make_ready, device if config.decoder == ON_GPU else None),
             )
             self.told = self.workers.told
         else:
-            items = (clips.make(number, {}) for number in numbers)
+            items = _made_here(clips, numbers, device)
             if config.num_workers:  # elsewhere fork breaks system libraries
                 self.told = ["clips are read by the trainer itself: processes for it need Linux (data.num_workers)"]
         self._copy = DeviceCopy(device, decode) if device is not None and device.type == "cuda" else None
@@ -392,9 +394,21 @@ class _Running:
             self._sent.close()
 
 
-def _make_ready() -> None:
+def _make_ready(device: torch.device | None) -> None:
     quiet_decoders()
     keep_freed_memory()
+    _use(device)
+
+
+def _made_here(clips: _Clips, numbers: Iterable[int], device: torch.device | None) -> Iterator[Batch | DataError]:
+    _use(device)  # a thread's own, and another thread may ask for the items
+    for number in numbers:
+        yield clips.make(number, {})
+
+
+def _use(device: torch.device | None) -> None:
+    if device is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 # ---- unreadable clips ----------------------------------------------------------------------------------------------
