@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dsvid import deepspeed_json, ops
 from dsvid import engine as ds
+from dsvid.data.decoder_choice import choose_decoder
 from dsvid.data.device_jpegs import check_device, check_packed
 from dsvid.data.loader import BadClips, TrainLoader
 from dsvid.data.manifest import Manifest
@@ -92,10 +93,7 @@ def resolve_job(
     config = deepspeed_json.resolve(tree, theirs, recipe, schedule)
     ds.check_precision(config, device)
     check_backends(recipe, spec, device, deepspeed_json.precision(config))
-    if recipe.data.jpeg_decoder == "gpu":
-        assert isinstance(lists["train"], Manifest), "the recipe checks it"
-        check_packed(lists["train"])
-        check_device(device)
+    check_decoders(recipe, lists["train"], device)
     if recipe.data.augment.policy:
         parse_policy(recipe.data.augment.policy)
     task.class_names(recipe)
@@ -143,6 +141,16 @@ def check_backends(recipe: Recipe, spec: ModelSpec, device: torch.device, precis
         )
     choose_backend(recipe.model.attention, device.type, ds.DTYPES[precision], spec.grid.tokens, size.dim // size.heads)
     ops.backend(device.type)
+
+
+def check_decoders(recipe: Recipe, train: object, device: torch.device) -> None:
+    """Raise DataError where the decoders that are asked for are not there, or not for the training list."""
+    if recipe.data.decoder != "auto":
+        choose_decoder(recipe.data.decoder)
+    if recipe.data.jpeg_decoder == "gpu":
+        assert isinstance(train, Manifest), "the recipe checks it"
+        check_packed(train)
+        check_device(device)
 
 
 def model_spec(recipe: Recipe) -> ModelSpec:

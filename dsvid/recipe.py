@@ -232,17 +232,17 @@ JPEG_CPU = "data.jpeg_decoder=cpu"
 def check_jpeg_decoder(data: DataConfig) -> None:
     """Raise RecipeError where the GPU is to decode clips that are not packed, or are not only cropped and flipped."""
     how = data.augment
-    for key, on in (
-        (f"data.train={data.train}", data.train in ("builtin", "footage")),
-        ("data.augment.policy", bool(how.policy)),
-        ("data.augment.erase_prob", how.erase_prob > 0),
-        ("data.augment.mixup and cutmix", how.mixes),
-        ("data.cache_mb", data.cache_mb > 0),
+    for key, value, used, fix in (
+        ("data.train", data.train, data.train in ("builtin", "footage"), JPEG_CPU),
+        ("data.augment.policy", how.policy, bool(how.policy), JPEG_CPU),
+        ("data.augment.erase_prob", how.erase_prob, how.erase_prob > 0, JPEG_CPU),
+        ("data.augment.mixup and cutmix", (how.mixup, how.cutmix), how.mixes, JPEG_CPU),
+        ("data.cache_mb", data.cache_mb, data.cache_mb > 0, "data.cache_mb=0"),
     ):
-        if on and data.jpeg_decoder == "gpu":
+        if used and data.jpeg_decoder == "gpu":
             raise RecipeError(
-                f"{key}: not with data.jpeg_decoder=gpu", found=f"data.train={data.train}, data.jpeg_decoder=gpu",
-                expected="packed shards whose clips are cropped and flipped, no more", fix=JPEG_CPU,
+                f"{key} does not go with data.jpeg_decoder=gpu", found=value,
+                expected="packed shards whose clips are cropped and flipped, no more", fix=fix,
             )  # fmt: skip
 
 
