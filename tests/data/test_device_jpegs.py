@@ -81,7 +81,13 @@ def test_batches_are_those_of_the_loader_bit_for_bit(packed: Path, standin: Stre
     assert any(batch["bad"] for batch in found) and standin.devices, "another clip stands for the broken one"
 
 
-def test_pictures_are_handed_over_once(packed: Path) -> None:
+def test_pictures_are_handed_over_and_decoded_once(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted(pictures: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+        decoded.append(len(pictures))
+        return decode_jpegs(pictures, device)
+
+    decoded: list[int] = []
+    monkeypatch.setattr(device_jpegs, "decode_jpegs", counted)
     handed = {}
     for samples in (1, 2):
         reader = ClipReader(config(packed, jpeg_decoder="gpu", num_sample=samples), "train")
@@ -91,6 +97,7 @@ def test_pictures_are_handed_over_once(packed: Path) -> None:
         clip = decode_clips(_TrainClips(reader, 5, 2 * samples), batch, CPU)
         assert clip.shape == (2 * samples, 4, 32, 32, 3)
     assert handed[1] == handed[2] > 0, "two clips of a video share its pictures"
+    assert decoded == [4, 4, 4, 4]
 
 
 def test_what_is_damaged_is_found_before_the_hand_over(packed: Path, standin: Streams, tmp_path: Path) -> None:
