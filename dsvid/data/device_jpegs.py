@@ -35,7 +35,7 @@ class JpegReader(InOrder):
         check_packed(clips.manifest)
         self._clips = clips
         self.config, self.size, self.source = clips.config, clips.size, clips.source
-        self.decoding = "nvJPEG, on the GPU (data.jpeg_decoder=gpu)"
+        self.decoding = clips.decoding
 
     def path(self, index: int) -> str:
         """The path of entry `index`."""

@@ -144,6 +144,8 @@ class ClipReader(InOrder):
             config.decoder, some_entries(self.manifest), frames=config.num_frames, distance=config.sampling_rate
         )
         self.decoding = f"{self.decoder} ({why})"
+        if split == "train" and config.jpeg_decoder == "gpu":
+            self.decoding = "nvJPEG, on the GPU (asked for)"
         policy = config.augment.policy
         self.policy = parse_policy(policy) if policy and split == "train" else None
         self.cache = FrameCache(config.cache_mb * 10**6, most_frames=4 * config.num_frames * config.sampling_rate)

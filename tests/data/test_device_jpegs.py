@@ -92,6 +92,7 @@ def test_pictures_are_handed_over_and_decoded_once(packed: Path, monkeypatch: py
     for samples in (1, 2):
         reader = ClipReader(config(packed, jpeg_decoder="gpu", num_sample=samples), "train")
         batch = _TrainClips(JpegReader(reader), 5, 2 * samples).make(0, {})
+        assert reader.decoding.startswith("nvJPEG") and ClipReader(config(packed), "train").decoding[:6] != "nvJPEG"
         assert isinstance(batch, dict) and batch["spans"].shape == (2 * samples, 4, 2)
         handed[samples] = len(batch["jpegs"])
         clip = decode_clips(_TrainClips(reader, 5, 2 * samples), batch, CPU)
