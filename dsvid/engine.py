@@ -190,12 +190,12 @@ def build_engine(
     layer_decay: float,
     depth: int,
     weight_decay_end: float | None = None,
-    compile_mode: str = "",
+    compile_mode: str | None = None,
 ) -> Any:
     """Wrap `objective` in a DeepSpeed engine as the resolved JSON says; returns the engine.
 
-    Groups come from `optim.parameter_groups`; AdamW is torch's (fused on CUDA), which needs no compile at start.
-    `compile_mode` is torch.compile's; empty = not compiled.
+    `compile_mode`: torch.compile's, None = not compiled. Groups come from `optim.parameter_groups`; AdamW is torch's
+    (fused on CUDA), which needs no compile at start.
     """
     import deepspeed
 
@@ -221,7 +221,7 @@ def build_engine(
     engine.group_names = group_names
     if get_dotted(config, "zero_optimization.stage") in (None, 0):
         _undo_constructor_step(engine)
-    if compile_mode:
+    if compile_mode is not None:
         # choose_backend: the compiler reads the function through its cache, which is right, and says so on every rank
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
         engine.compile(compile_kwargs={"mode": compile_mode})

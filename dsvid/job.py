@@ -14,7 +14,10 @@ from torch import Tensor
 
 from dsvid import deepspeed_json, ops
 from dsvid import engine as ds
+from dsvid.data.decoder_choice import choose_decoder
+from dsvid.data.device_jpegs import check_device, check_packed
 from dsvid.data.loader import BadClips, TrainLoader
+from dsvid.data.manifest import Manifest
 from dsvid.data.randaugment import parse_policy
 from dsvid.errors import CheckpointError, RecipeError
 from dsvid.models.attention import choose_backend
@@ -91,6 +94,7 @@ def resolve_job(
     ds.check_precision(config, device)
     ds.check_reporters(config)
     check_backends(recipe, spec, device, deepspeed_json.precision(config))
+    check_decoders(recipe, lists["train"], device)
     if recipe.data.augment.policy:
         parse_policy(recipe.data.augment.policy)
     task.class_names(recipe)
@@ -138,6 +142,16 @@ def check_backends(recipe: Recipe, spec: ModelSpec, device: torch.device, precis
         )
     choose_backend(recipe.model.attention, device.type, ds.DTYPES[precision], spec.grid.tokens, size.dim // size.heads)
     ops.backend(device.type)
+
+
+def check_decoders(recipe: Recipe, train: object, device: torch.device) -> None:
+    """Raise DataError where the decoders that are asked for are not there, or not for the training list."""
+    if recipe.data.decoder != "auto":
+        choose_decoder(recipe.data.decoder)
+    if recipe.data.jpeg_decoder == "gpu":
+        assert isinstance(train, Manifest), "the recipe checks it"
+        check_packed(train)
+        check_device(device)
 
 
 def model_spec(recipe: Recipe) -> ModelSpec:
@@ -222,7 +236,7 @@ def build_engine(job: Job, *, fresh: bool, start: Start | None) -> Any:
         layer_decay=recipe.optim.layer_decay,
         depth=spec.encoder_size.depth,
         weight_decay_end=recipe.optim.weight_decay_end,
-        compile_mode=recipe.model.compile_mode if recipe.model.compile else "",
+        compile_mode=recipe.model.compile_mode if recipe.model.compile else None,
     )
 
 

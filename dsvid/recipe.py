@@ -43,6 +43,7 @@ __all__ = [
     "Section",
     "all_keys",
     "build_recipe",
+    "check_jpeg_decoder",
     "dump_yaml",
     "duration_s",
     "load_recipe",
@@ -189,6 +190,9 @@ def _check(recipe: Recipe) -> None:
         )
     _check_training(recipe)
     _check_sections(recipe)
+    check_jpeg_decoder(recipe.data)
+    if recipe.data.jpeg_decoder == "gpu" and recipe.task not in ("pretrain", "classify"):
+        raise RecipeError(f"data.jpeg_decoder has no effect in task {recipe.task}", found="gpu", fix=JPEG_CPU)
     if recipe.data.train == "footage":
         _check_footage(recipe)
     elif recipe.footage != FootageConfig():
@@ -222,6 +226,26 @@ def _check(recipe: Recipe) -> None:
         )
 
 
+JPEG_CPU = "data.jpeg_decoder=cpu"
+
+
+def check_jpeg_decoder(data: DataConfig) -> None:
+    """Raise RecipeError where the GPU is to decode clips that are not packed, or are not only cropped and flipped."""
+    how = data.augment
+    for key, value, used, fix in (
+        ("data.train", data.train, data.train in ("builtin", "footage"), JPEG_CPU),
+        ("data.augment.policy", how.policy, bool(how.policy), JPEG_CPU),
+        ("data.augment.erase_prob", how.erase_prob, how.erase_prob > 0, JPEG_CPU),
+        ("data.augment.mixup and cutmix", (how.mixup, how.cutmix), how.mixes, JPEG_CPU),
+        ("data.cache_mb", data.cache_mb, data.cache_mb > 0, "data.cache_mb=0"),
+    ):
+        if used and data.jpeg_decoder == "gpu":
+            raise RecipeError(
+                f"{key} does not go with data.jpeg_decoder=gpu", found=value,
+                expected="packed shards whose clips are cropped and flipped, no more", fix=fix,
+            )  # fmt: skip
+
+
 def _check_training(recipe: Recipe) -> None:
     model, augment = recipe.model, recipe.data.augment
     if recipe.task == "pretrain":
@@ -235,7 +259,7 @@ def _check_training(recipe: Recipe) -> None:
                 raise RecipeError(f"{key}: only for fine-tuning", found="task=pretrain", fix="leave it out")
     if model.compile_mode != "default" and not model.compile:
         raise RecipeError(
-            "model.compile_mode is set, but nothing is compiled", found="model.compile=false", fix="model.compile=true"
+            "model.compile_mode has no effect without model.compile", found=model.compile_mode, fix="model.compile=true"
         )
     if model.linear_probe and model.freeze_blocks:
         raise RecipeError(

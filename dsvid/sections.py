@@ -64,8 +64,8 @@ class ModelConfig(Section):
     pool_heads: int = Field(16, ge=1, description="attention heads of InternVideo2's pooling")
     pool_dim: int = Field(768, ge=1, description="width of InternVideo2's pooled features")
     compile: bool = False
-    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = Field(
-        "default", description="torch.compile's; the others use CUDA graphs on a GPU"
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
+        "default", description="torch.compile's mode; the second and third use CUDA graphs (never run on a GPU)"
     )
 
     @field_validator("arch")
@@ -130,7 +130,12 @@ class DataConfig(Section):
     )
     recycle_mb: int = Field(1024, ge=0, description="a loader process that has grown by more is replaced; 0 = never")
     recycle_clips: int = Field(0, ge=0, description="a loader process is replaced after so many videos; 0 = never")
-    decoder: Literal["auto", "decord", "pyav", "torchcodec"] = "auto"
+    decoder: Literal["auto", "decord", "pyav", "torchcodec", "torchcodec_cuda"] = Field(
+        "auto", description="torchcodec_cuda: the GPU's video decoder, NVDEC (never run on one)"
+    )
+    jpeg_decoder: Literal["cpu", "gpu"] = Field(
+        "cpu", description="gpu: training clips of packed shards are decoded and cropped on the GPU (never run on one)"
+    )
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     bad_grace: int = Field(10, ge=0, description="this many unreadable clips never stop a run")
     train_limit: int = Field(0, ge=0, description="use only the first n entries of the training list; 0 = all")

@@ -176,7 +176,8 @@ def train(job: Job, state: State, step: int) -> int:
             out = engine(batch)
             job.watch.enter("backward")
             engine.backward(out.loss)
-            seen.append((out.loss.detach(), batch["index"]))
+            # a copy: under CUDA graphs the next micro-batch's loss lies in the same memory
+            seen.append((out.loss.detach().clone(), batch["index"]))
             job.watch.enter("step")
             taken = ds.step(engine)
         step += 1

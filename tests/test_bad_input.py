@@ -8,9 +8,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from deepspeed.accelerator import get_accelerator
 
 from dsvid import engine, train
+from dsvid.data.manifest import read_list
+from dsvid.data.shard_packing import Packing
+from dsvid.data.shard_samples import PackOptions
+from tests.data.numbered_videos import write_video
 
 ROOT = Path(__file__).resolve().parents[1]
 ZERO2 = str(ROOT / "ds_configs" / "zero2.json")
@@ -52,6 +57,9 @@ def mistake(capsys: pytest.CaptureFixture[str], out: Path, *words: str, config: 
         (["batch.total=15", "data.num_sample=2"], "batch.total=16"),
         (["batch.micro=3", "data.num_sample=2"], "multiple of 2"),
         (["modle.arch=vit_base"], "did you mean"),
+        (["data.jpeg_decoder=gpu"], "data.jpeg_decoder=cpu"),  # the built-in clips are not packed
+        (["data.train=shards", "data.jpeg_decoder=gpu"], "data.cache_mb=0"),
+        (["model.compile_mode=max-autotune"], "model.compile=true"),
         (["run.max_step=3"], "run.max_steps"),
         (["ds.zero_optimization.stge=3"], "zero_optimization.stage"),
         (["ds.scheduler.type=WarmupLR", "optim.layer_decay=0.9"], "WarmupLR"),
@@ -62,6 +70,19 @@ def mistake(capsys: pytest.CaptureFixture[str], out: Path, *words: str, config: 
 )
 def test_wrong_values(words: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert expected in mistake(capsys, tmp_path / "out", *words)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_decoders_of_a_gpu_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_video(tmp_path / "v.mp4", 12, 80, 80, g=12)
+    (tmp_path / "list.csv").write_text("v.mp4 0\n")
+    Packing(read_list(tmp_path / "list.csv"), tmp_path / "packed", PackOptions()).run()
+    train_on = f"data.train={tmp_path / 'packed'}"
+    words = [train_on, "data.jpeg_decoder=gpu", "data.cache_mb=0", "batch.total=1"]
+    assert "needs CUDA" in mistake(capsys, tmp_path / "out", *words)
+    assert "needs CUDA" in mistake(capsys, tmp_path / "out", train_on, "data.decoder=torchcodec_cuda", "batch.total=1")
+    words[0] = f"data.train={tmp_path / 'list.csv'}"
+    assert "dsvid data pack LIST OUT" in mistake(capsys, tmp_path / "out", *words)
 
 
 def test_a_precision_that_the_device_does_not_have(

@@ -17,6 +17,8 @@ from dsvid.recipe import (
 )
 from dsvid.strict_yaml import load_yaml, parse_value
 
+CLASSIFY = {"task": "classify", "model": {"num_classes": 8}}
+
 
 @pytest.mark.parametrize(
     ("tree", "wrong", "near"),
@@ -134,16 +136,29 @@ def test_missing_binary_and_unknown_recipes(tmp_path: Path) -> None:
         {"data": {"flip": 0.5}},  # a mirrored built-in clip belongs to another class
         {"data": {"augment": {"mixup": 0.8}}},  # pre-training has no targets to mix
         {"model": {"linear_probe": True}},
+        {"model": {"compile_mode": "reduce-overhead"}},  # without compile
         {"task": "classify", "model": {"num_classes": 8, "linear_probe": True, "freeze_blocks": 2}},
         {"task": "classify", "model": {"num_classes": 8, "head_map": "map.json"}},  # without model.init
         {"data": {"augment": {"crop_area": [0.5, 0.1]}}},
         {"data": {"augment": {"erase_area": [0.1, 1.5]}}},
         {"batch": {"micro_limit": 1}, "data": {"num_sample": 2}},
+        {"data": {"jpeg_decoder": "gpu"}},  # the built-in clips are no packed ones
+        {"data": {"train": "shards", "jpeg_decoder": "gpu", "cache_mb": 10}},
+        {"data": {"train": "shards", "jpeg_decoder": "gpu", "augment": {"erase_prob": 0.2}}},
+        {**CLASSIFY, "data": {"train": "shards", "jpeg_decoder": "gpu", "augment": {"mixup": 0.8}}},
+        {**CLASSIFY, "data": {"train": "shards", "jpeg_decoder": "gpu", "augment": {"policy": "rand-m7-n4"}}},
     ],
 )
 def test_sections_that_contradict_each_other(tree: dict[str, object]) -> None:
     with pytest.raises(RecipeError):
         build_recipe(tree)
+
+
+def test_packed_clips_may_be_decoded_on_the_gpu_where_they_are_cropped_and_flipped_only() -> None:
+    data = {"train": "shards", "jpeg_decoder": "gpu", "flip": 0.5}
+    assert build_recipe({"data": data}).data.jpeg_decoder == build_recipe({**CLASSIFY, "data": data}).data.jpeg_decoder
+    with pytest.raises(RecipeError, match=r"data\.jpeg_decoder has no effect in task anomaly"):
+        load_recipe("demo_anomaly", {"data.train": "shards", "data.jpeg_decoder": "gpu"})
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -210,9 +225,3 @@ def test_a_registered_name_that_says_something_else_is_an_error(registered: str,
     with pytest.raises(RecipeError) as raised:
         build_recipe({"model": {"arch": registered}})
     assert "model.arch" in raised.value.what and said in str(raised.value)
-
-
-def test_a_mode_of_compiling_is_for_what_is_compiled() -> None:
-    assert build_recipe({"model": {"compile": True, "compile_mode": "reduce-overhead"}}).model.compile
-    with pytest.raises(RecipeError, match="model.compile_mode"):
-        build_recipe({"model": {"compile_mode": "reduce-overhead"}})

@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ ARMS = {
     "bare JPEG": "",  # the packed frames' bytes in memory, decoded in a loop
     "packed frames": "bare JPEG",  # frames of the packed shards, without crop and hand-over
     "packed loader": "loader",
+}
+# where a GPU is there; they never ran
+GPU_ARMS = {
+    "loader, NVDEC": "loader",  # data.decoder=torchcodec_cuda
+    "packed loader, nvJPEG": "packed loader",  # data.jpeg_decoder=gpu
 }
 
 
@@ -140,8 +146,8 @@ def _arms(videos: list[Path], loose: Path, packed: Path, args: argparse.Namespac
     def bare(read: Callable[[np.random.Generator], object]) -> Arm:
         return lambda turn: in_processes(read, turn, args.workers, args.clips // args.workers)
 
-    def loader(source: Path, samples: int = 1) -> Arm:
-        return lambda turn: through_loader(source, samples, turn, args.workers, args.clips)
+    def loader(source: Path, samples: int = 1, **how: Any) -> Arm:
+        return lambda turn: through_loader(source, samples, turn, args.workers, args.clips, **how)
 
     arms: dict[str, Arm] = {}
     try:
@@ -158,7 +164,28 @@ def _arms(videos: list[Path], loose: Path, packed: Path, args: argparse.Namespac
         "bare JPEG": bare(jpeg),
         "packed frames": bare(packed_frames),
         "packed loader": loader(packed),
+        **{name: loader(packed if "packed" in name else loose, **how) for name, how in _gpu_arms().items()},
     }
+
+
+def _gpu_arms() -> dict[str, dict[str, Any]]:
+    """What `through_loader` is told for those of GPU_ARMS that can be used here."""
+    from dsvid.data.decode import ON_GPU
+    from dsvid.data.decoder_choice import choose_decoder
+    from dsvid.data.device_jpegs import check_device
+    from dsvid.errors import DataError
+
+    if not torch.cuda.is_available():
+        return {}
+    arms: dict[str, dict[str, Any]] = {}
+    gpu = torch.device("cuda", torch.cuda.current_device())
+    with suppress(DataError):  # without torchcodec
+        choose_decoder(ON_GPU)
+        arms["loader, NVDEC"] = {"decoder": ON_GPU, "device": gpu}
+    with suppress(DataError):  # without torchvision
+        check_device(gpu)
+        arms["packed loader, nvJPEG"] = {"jpeg_decoder": "gpu", "device": gpu}
+    return arms
 
 
 def _config(source: Path, samples: int = 1, workers: int = 0, base: Any = None) -> Any:
@@ -282,11 +309,24 @@ def _hear(pipes: list[Any], processes: list[Any]) -> None:
             raise DataError("a process that reads failed", found=text, expected="videos that every arm can read")
 
 
-def through_loader(source: Path, samples: int, turn: int, workers: int, clips: int, base: Any = None) -> float:
-    """Clips a second that a trainer gets which does nothing with them; `base` a data section instead of the usual."""
+def through_loader(
+    source: Path,
+    samples: int,
+    turn: int,
+    workers: int,
+    clips: int,
+    base: Any = None,
+    device: torch.device | None = None,
+    **settings: Any,
+) -> float:
+    """Clips a second that a trainer on `device` gets which does nothing with them.
+
+    `base` is a data section instead of the usual one, `settings` are keys of it that are others.
+    """
     from dsvid.data.loader import TrainLoader
 
-    loader = TrainLoader(_config(source, samples, workers, base), seed=turn, batch_total=MICRO, batch_micro=MICRO)
+    config = _config(source, samples, workers, base).model_copy(update=settings)
+    loader = TrainLoader(config, seed=turn, batch_total=MICRO, batch_micro=MICRO, device=device)
     batches = iter(loader)
     # as many as may be ready before the clock starts: what is counted is made while it runs
     for _ in range(workers * loader.reader.config.prefetch + 1):
@@ -294,6 +334,8 @@ def through_loader(source: Path, samples: int, turn: int, workers: int, clips: i
     since = time.perf_counter()
     for _ in islice(batches, clips // MICRO):
         pass
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
     seconds = time.perf_counter() - since
     loader.close()
     return clips // MICRO * MICRO / seconds
@@ -389,7 +431,7 @@ def report(
     print(f"16 frames at distance 4, {args.workers} processes, medians of {args.repeats} turns of {args.clips} clips; "
           f"{len(videos) or 4} {'given' if videos else 'generated'} videos")  # fmt: skip
     print(f"{'':<24}{'clips/s':>9}{'spread':>17}{'a process':>11}")
-    for name, baseline in ARMS.items():
+    for name, baseline in (ARMS | GPU_ARMS).items():
         if name not in medians:
             continue
         each = rates[name]

@@ -157,11 +157,14 @@ def _measure(
 
 def _decoders() -> tuple[list[str], dict[str, str]]:
     """Decoders that can be used here, and why the others cannot."""
+    import torch
+
+    from dsvid.data.decode import ON_GPU
     from dsvid.data.decoder_choice import choose_decoder
     from dsvid.errors import DataError
 
     names, refused = [], {}
-    for name in ("pyav", "decord", "torchcodec"):
+    for name in ("pyav", "decord", "torchcodec", *([ON_GPU] if torch.cuda.is_available() else [])):
         try:
             names.append(choose_decoder(name)[0])
         except DataError as error:
@@ -199,7 +202,12 @@ def _pack(manifest: Manifest, out: Path, workers: int) -> float:
 
 # ---- the report ----------------------------------------------------------------------------------------------------
 
-SHOWN = {"pyav": "PyAV", "resized": "after `data resize`", "packed": "after `data pack`"}
+SHOWN = {
+    "pyav": "PyAV",
+    "torchcodec_cuda": "torchcodec, NVDEC",
+    "resized": "after `data resize`",
+    "packed": "after `data pack`",
+}
 
 
 def _report(result: dict[str, Any], facts: list[Facts], config: Any, args: argparse.Namespace) -> None:

@@ -26,6 +26,8 @@ from dsvid.data.manifest import Entry
 from dsvid.errors import DataError
 
 Frames = NDArray[np.uint8]
+ON_GPU = "torchcodec_cuda"
+TORCHCODEC = ("torchcodec", ON_GPU)
 _SOUND_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 _PLAIN_PIXELS = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "gray")
 # whose decoder can leave out frames that no other one refers to; HEVC's asks within a temporal layer only
@@ -157,7 +159,8 @@ def _first_line(error: Exception) -> str:
     return _BUILD_PLACE.sub("", lines[0])[:300] if lines else "no message"
 
 
-def _check_range(indices: NDArray[np.int64], frames: int, path: str) -> None:
+def check_range(indices: NDArray[np.int64], frames: int, path: str) -> None:
+    """Raise DataError for frame numbers that a video does not have, or for none."""
     if len(indices) == 0 or int(indices.min()) < 0 or int(indices.max()) >= frames:
         raise DataError(f"{path}: frames {indices.tolist()} of a video of {frames} frames")
 
@@ -178,7 +181,7 @@ class _DecordSource:
 
     def read(self, indices: Sequence[int] | NDArray[np.int64]) -> Frames:
         wanted = np.asarray(indices, dtype=np.int64)
-        _check_range(wanted, self.frames, self.path)
+        check_range(wanted, self.frames, self.path)
         if self._other is None:
             try:
                 pictures: Frames = self._reader.get_batch(wanted).asnumpy()
@@ -197,37 +200,16 @@ class _DecordSource:
             self._other.close()
 
 
-class _TorchcodecSource:
-    note: str | None = None
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        # exact: it reads all packets first, as the index of PyAV does
-        self._decoder: Any = import_torchcodec().VideoDecoder(
-            path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact"
-        )
-        self.frames = int(self._decoder.metadata.num_frames)
-        fps = float(self._decoder.metadata.average_fps or 0)
-        self.fps = fps if 0 < fps < 1e4 else None
-
-    def read(self, indices: Sequence[int] | NDArray[np.int64]) -> Frames:
-        wanted = np.asarray(indices, dtype=np.int64)
-        _check_range(wanted, self.frames, self.path)
-        pictures: Frames = self._decoder.get_frames_at(wanted.tolist()).data.numpy()
-        return pictures
-
-    def close(self) -> None:
-        self._decoder = None
-
-
 def _open_native(path: str, decoder: str) -> _Source:
     """By decord or torchcodec; by PyAV, with a note, where they would give other frames or none."""
     facts = os.stat(path)
     reason = _why_not(decoder, path, facts.st_size, facts.st_mtime_ns)
     if reason is None:
         try:
-            if decoder == "torchcodec":
-                return _TorchcodecSource(path)
+            if decoder in TORCHCODEC:
+                from dsvid.data.torchcodec_source import TorchcodecSource  # which imports this module
+
+                return TorchcodecSource(path, decoder)
             decord = import_decord()
             return _DecordSource(path, decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1))
         except Exception as error:  # for example a codec younger than decord's FFmpeg 4.1 (AV1)
@@ -316,7 +298,7 @@ class PyavSource:
 
     def read(self, indices: Sequence[int] | NDArray[np.int64]) -> Frames:
         wanted = np.asarray(indices, dtype=np.int64)
-        _check_range(wanted, self.frames, self.path)
+        check_range(wanted, self.frames, self.path)
         pictures: dict[int, Frames] = {}
         needed = set(wanted.tolist())
         ahead: Iterator[tuple[int, Any]] | None = None
@@ -464,7 +446,7 @@ class _Part:
 
     def read(self, indices: Sequence[int] | NDArray[np.int64]) -> Frames:
         wanted = np.asarray(indices, dtype=np.int64)
-        _check_range(wanted, self.frames, "part of a video")
+        check_range(wanted, self.frames, "part of a video")
         return self._whole.read(wanted + self._start)
 
     def close(self) -> None:
@@ -492,7 +474,7 @@ class _FolderSource:
 
     def read(self, indices: Sequence[int] | NDArray[np.int64]) -> Frames:
         wanted = np.asarray(indices, dtype=np.int64)
-        _check_range(wanted, self.frames, str(self.folder))
+        check_range(wanted, self.frames, str(self.folder))
         pictures = {number: self._picture(number) for number in set(wanted.tolist())}
         shapes = {picture.shape for picture in pictures.values()}
         if len(shapes) > 1:

@@ -1,6 +1,6 @@
 """Which decoder reads the videos of a list: the one that was asked for, or the faster one, measured on a few of them.
 
-Both give the same pictures, so that nothing but speed hangs on the choice.
+Those that are measured give the same pictures, so that nothing but speed hangs on the choice.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from dsvid.data.decode import import_decord, import_torchcodec, open_clip_source, quiet_decoders
+from dsvid.data.decode import (
+    ON_GPU,
+    TORCHCODEC,
+    import_decord,
+    import_torchcodec,
+    open_clip_source,
+    quiet_decoders,
+)
 from dsvid.data.manifest import Entry, Manifest
 from dsvid.data.workers import Limits, WorkerDied, Workers, working_on
 from dsvid.errors import DataError
@@ -24,16 +31,16 @@ MARGIN = 0.9  # decord has to need less than this share of PyAV's time: a choice
 
 
 def choose_decoder(name: str, entries: Sequence[Entry] = (), *, frames: int = 16, distance: int = 4) -> tuple[str, str]:
-    """(`decord`, `pyav` or `torchcodec`, why) for a recipe's data.decoder; `auto` times clips of the `entries`, a few.
+    """(the decoder's name, why) for a recipe's data.decoder; `auto` times clips of the `entries`, a few.
 
     Raises DataError where the wanted one is not installed.
     """
     if name == "pyav":
         _require_pyav("data.decoder=pyav")
         return "pyav", "asked for"
-    if name == "torchcodec":  # only where it is asked for: its import alone takes seconds in every process
-        _require_torchcodec()
-        return "torchcodec", "asked for"
+    if name in TORCHCODEC:  # only where it is asked for: its import alone takes seconds in every process
+        _require_torchcodec(name)
+        return name, "asked for"
     try:
         decord = import_decord()
     except Exception as error:  # a wheel for another platform raises OSError, RuntimeError, ...
@@ -106,7 +113,11 @@ def _measure(entries: tuple[Entry, ...], frames: int, distance: int) -> dict[str
     return {name: sum(times) / len(times) for name, times in spent.items()}
 
 
-def _require_torchcodec() -> None:
+def _require_torchcodec(name: str) -> None:
+    import torch
+
+    if name == ON_GPU and not torch.cuda.is_available():
+        raise DataError(f"data.decoder={name} needs CUDA", found="no such device", fix="data.decoder=auto")
     try:
         module = import_torchcodec()
         try:
@@ -116,7 +127,7 @@ def _require_torchcodec() -> None:
                 raise
     except Exception as error:
         raise DataError(
-            "data.decoder=torchcodec, but it cannot be used",
+            f"data.decoder={name}, but torchcodec cannot be used",
             found=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
             fix="pip install torchcodec, and FFmpeg 4 to 9 with its shared libraries; or data.decoder=auto",
         ) from error

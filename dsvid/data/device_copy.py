@@ -5,6 +5,7 @@ Needs CUDA; the tests run it against a stand-in for CUDA's streams, and it has n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -24,10 +25,14 @@ class Sent(NamedTuple):
 
 
 class DeviceCopy:
-    """`start` in a thread of its own, a batch or two ahead; `finish` where the batch is used."""
+    """`start` in a thread of its own, a batch or two ahead; `finish` where the batch is used.
 
-    def __init__(self, device: torch.device) -> None:
+    `decode` makes the batch first, in that thread and on the stream of the copies.
+    """
+
+    def __init__(self, device: torch.device, decode: Callable[[dict[str, Any]], Any] | None = None) -> None:
         self.device = device
+        self._decode = decode
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def start(self, item: Any) -> Any:
@@ -36,7 +41,10 @@ class DeviceCopy:
             return item
         torch.cuda.set_device(self.device)  # a thread's own: else pinning would take memory of the first GPU
         with torch.cuda.stream(self._stream):
-            batch = {name: self._begun(name, value) for name, value in item.items()}
+            made = self._decode(item) if self._decode else item
+            if not isinstance(made, dict):
+                return made
+            batch = {name: self._begun(name, value) for name, value in made.items()}
             return Sent(batch, self._stream.record_event())
 
     def finish(self, item: Any) -> Any:
@@ -51,7 +59,7 @@ class DeviceCopy:
         return item.batch
 
     def _begun(self, name: str, value: Any) -> Any:
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or value.device.type != "cpu":
             return value
         pinned = value.pin_memory()  # only from such memory does a GPU copy by itself
         return pinned if name in ON_HOST else pinned.to(self.device, non_blocking=True)

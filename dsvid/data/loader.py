@@ -5,7 +5,8 @@ T frames, H W pixels. A batch is {"clip": uint8 [B, T, H, W, 3], "seed", "index"
 items have ("label" int64 [B], -1 unknown, of clip lists), "bad": records of unreadable clips, "notes": {"path", "note"}
 where another decoder read a file, "short": (index, path) of videos with fewer frames than a clip shows}; evaluation
 adds "weight" float32 [B] (0 = padding), "segment" and "crop" int64 [B]. Training that mixes clips adds "partner_label"
-int64 [B] and "lam" float32 [B], the own share of the label; the clips are mixed already.
+int64 [B] and "lam" float32 [B], the own share of the label; the clips are mixed already. Training tells "place", the
+first clip's in the stream.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsvid.data import mix, order
-from dsvid.data.decode import quiet_decoders
+from dsvid.data.decode import ON_GPU, quiet_decoders
 from dsvid.data.device_copy import DeviceCopy
+from dsvid.data.device_jpegs import DeviceJpegs, JpegReader
 from dsvid.data.in_thread import InThread
 from dsvid.data.reader import Choice, Chosen, ClipReader, Reader, bad_record
 from dsvid.data.workers import Limits, Workers, working_on
@@ -67,9 +69,13 @@ class _TrainClips:
         """The micro-batch from place `first` on; an error is handed over as a value, as it is."""
         self.given_up = given_up
         try:
-            return self.micro_batch(first)
+            return {**self.micro_batch(first), "place": first}
         except DataError as error:
             return error
+
+    def item(self, index: int, frames: Any, seed: int) -> Any:
+        """The item of the clip with this seed, from the frames of its video."""
+        return self.reader.train_item(index, frames, np.random.default_rng(order.mix(seed, _PIXELS)))
 
     def micro_batch(self, first: int) -> Batch:
         """The clips from place `first` of the stream on, mixed with their partners where the recipe mixes."""
@@ -99,8 +105,7 @@ class _TrainClips:
                 told.hear(read, self.reader.path(read), chosen)
             for repeat in range(self.repeats):
                 seed = order.sample_seed(self.seed, epoch, index, repeat)
-                rng = np.random.default_rng(order.mix(seed, _PIXELS))
-                items.append(self.reader.train_item(read, chosen.frames, rng))
+                items.append(self.item(read, chosen.frames, seed))
                 seeds.append(seed)
                 used.append(read)
         return _batch(self.reader, items, seeds, used, told)
@@ -137,7 +142,7 @@ class TrainLoader:
 
     Step s takes the clips s * batch_total .. (s+1) * batch_total - 1 of the stream; micro-batch m of rank r starts at
     (m * world + r) * batch_micro in it. `reader` is of another data set than clip lists. Raises DataError (lists, ten
-    unreadable clips in a row) and WorkerDied.
+    unreadable clips in a row; data.jpeg_decoder=gpu without a CUDA `device` or packed JPEGs) and WorkerDied.
     """
 
     def __init__(
@@ -171,12 +176,17 @@ class TrainLoader:
         self.steps_per_epoch = max(1, samples // batch_total)
         self._places = partial(_places, start_step, batch_total, batch_micro, rank, world)
         self._clips = _TrainClips(self.reader, seed, batch_micro)
+        self._decode: DeviceJpegs | None = None
+        if config.jpeg_decoder == "gpu":
+            self._decode = DeviceJpegs(self._clips, device)
+            self._clips = _TrainClips(JpegReader(self.reader), seed, batch_micro)
         self._device = device
         self._running: list[_Running] = []
 
     def __iter__(self) -> Iterator[Batch]:
-        self._running.append(_Running(self._clips, self._places(), self.reader, self.rank, self._device))
-        return iter(self._running[-1])
+        running = _Running(self._clips, self._places(), self.reader, self.rank, self._device, self._decode)
+        self._running.append(running)
+        return iter(running)
 
     @property
     def processes(self) -> list[Any]:
@@ -247,7 +257,7 @@ class _EvalViews:
             told.bad.append(bad_record(self.reader, video, error, self.crops))
             return None
         told.hear(video, self.reader.path(video), chosen)
-        frames = chosen.frames
+        frames: Tensor = chosen.frames
         if self.play == "backwards":
             return frames.flip(0)
         if self.play == "still":
@@ -332,7 +342,13 @@ class _Running:
     """
 
     def __init__(
-        self, clips: _Clips, numbers: Iterable[int], reader: Reader, rank: int, device: torch.device | None
+        self,
+        clips: _Clips,
+        numbers: Iterable[int],
+        reader: Reader,
+        rank: int,
+        device: torch.device | None,
+        decode: DeviceJpegs | None = None,
     ) -> None:
         config = reader.config
         self.source = reader.source
@@ -349,14 +365,16 @@ class _Running:
                 ahead=config.prefetch,
                 limits=Limits(key_s=config.clip_limit_s, grown_mb=grown_mb, keys=config.recycle_clips),
                 name=f"rank {rank}: ",
-                ready=_make_ready,
+                # a fork of a trainer that uses CUDA cannot use it
+                start="spawn" if config.decoder == ON_GPU else "fork",
+                ready=partial(_make_ready, device if config.decoder == ON_GPU else None),
             )
             self.told = self.workers.told
         else:
-            items = (clips.make(number, {}) for number in numbers)
+            items = _made_here(clips, numbers, device)
             if config.num_workers:  # elsewhere fork breaks system libraries
                 self.told = ["clips are read by the trainer itself: processes for it need Linux (data.num_workers)"]
-        self._copy = DeviceCopy(device) if device is not None and device.type == "cuda" else None
+        self._copy = DeviceCopy(device, decode) if device is not None and device.type == "cuda" else None
         self._sent = InThread(items, self._copy.start) if self._copy else None
         self._items = self._sent or items
 
@@ -376,9 +394,21 @@ class _Running:
             self._sent.close()
 
 
-def _make_ready() -> None:
+def _make_ready(device: torch.device | None) -> None:
     quiet_decoders()
     keep_freed_memory()
+    _use(device)
+
+
+def _made_here(clips: _Clips, numbers: Iterable[int], device: torch.device | None) -> Iterator[Batch | DataError]:
+    _use(device)  # a thread's own, and another thread may ask for the items
+    for number in numbers:
+        yield clips.make(number, {})
+
+
+def _use(device: torch.device | None) -> None:
+    if device is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 # ---- unreadable clips ----------------------------------------------------------------------------------------------

@@ -9,13 +9,16 @@ from __future__ import annotations
 import io
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_PIXELS = 1 << 27  # 8 times 4K: a header that says more is a mistake that would cost the machine's memory
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -37,7 +40,7 @@ def decode_picture(data: memoryview) -> Pixels:
     jpeg = bytes(data[:3]) == _JPEG
     png = not jpeg and bytes(data[:8]) == _PNG
     if jpeg or png:
-        _check_size(*(_jpeg_size(data) if jpeg else struct.unpack(">II", data[16:24]) if len(data) > 24 else (0, 0)))
+        _check_size(*(jpeg_size(data) if jpeg else struct.unpack(">II", data[16:24]) if len(data) > 24 else (0, 0)))
         decoder = _torchvision_decoder(jpeg)
         if decoder is not None:
             try:
@@ -63,6 +66,27 @@ def decode_by_pillow(data: memoryview) -> Pixels:
         raise PictureError(text) from error
 
 
+def decode_jpegs(pictures: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """RGB pixels uint8 [N, H, W, 3] on `device` of N JPEGs of one size, each its bytes as uint8 on the CPU.
+
+    On CUDA nvJPEG decodes, on the CPU `decode_picture`. Raises PictureError.
+    """
+    import torch
+
+    if device.type == "cpu":
+        return torch.from_numpy(np.stack([decode_picture(picture.numpy().data) for picture in pictures]))
+    try:
+        from torchvision.io import ImageReadMode
+
+        # one call for all: nvJPEG decodes batches; nothing comes back where one of them is bad
+        planes = torch.ops.image.decode_jpegs_cuda(list(pictures), ImageReadMode.RGB.value, device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # ImportError, AttributeError (no such operator), RuntimeError
+        raise PictureError(_SOURCE_PLACE.sub("", f"{error or type(error).__name__}".splitlines()[0])) from error
+    return torch.stack([plane.permute(1, 2, 0) for plane in planes])
+
+
 def decoder_name() -> str:
     """`torchvision` or `Pillow`: which one reads JPEG."""
     return "Pillow" if _torchvision_decoder(True) is None else "torchvision"
@@ -73,7 +97,7 @@ def _check_size(width: int, height: int) -> None:
         raise PictureError(f"{width} x {height} pixels, more than {MAX_PIXELS}")
 
 
-def _jpeg_size(data: memoryview) -> tuple[int, int]:
+def jpeg_size(data: memoryview) -> tuple[int, int]:
     """(width, height) of the frame header; (0, 0) where none is found, which the decoder will name."""
     at, end = 2, len(data)
     while at + 9 < end and data[at] == 0xFF:

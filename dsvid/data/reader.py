@@ -36,9 +36,12 @@ class Held:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Frames uint8 [T, H, W, 3], a remark on how they were read, and whether the video was too short for them."""
+    """Frames uint8 [T, H, W, 3], a remark on how they were read, and whether the video was too short for them.
 
-    frames: Tensor
+    A reader may have something else for frames, which its own `train_item` takes.
+    """
+
+    frames: Any
     note: str | None
     short: bool
 
@@ -73,10 +76,10 @@ class Reader(Protocol):
     def frames(self, index: int, choose: Choice) -> Chosen:
         """The frames of sample `index`: of random draws, or (segments, segment). Raises DataError."""
 
-    def train_item(self, index: int, frames: Tensor, rng: np.random.Generator) -> Any:
+    def train_item(self, index: int, frames: Any, rng: np.random.Generator) -> Any:
         """The augmented item of a sample's frames; must not fail for frames that could be read."""
 
-    def test_item(self, index: int, frames: Tensor | None, crops: int, number: int) -> Any:
+    def test_item(self, index: int, frames: Any, crops: int, number: int) -> Any:
         """The item of crop `number` of `crops`; None stands for frames that could not be read, or for padding."""
 
     def collate(self, items: Sequence[Any], indices: Sequence[int]) -> dict[str, Tensor]:
@@ -141,6 +144,8 @@ class ClipReader(InOrder):
             config.decoder, some_entries(self.manifest), frames=config.num_frames, distance=config.sampling_rate
         )
         self.decoding = f"{self.decoder} ({why})"
+        if split == "train" and config.jpeg_decoder == "gpu":
+            self.decoding = "nvJPEG, on the GPU (asked for)"
         policy = config.augment.policy
         self.policy = parse_policy(policy) if policy and split == "train" else None
         self.cache = FrameCache(config.cache_mb * 10**6, most_frames=4 * config.num_frames * config.sampling_rate)
@@ -161,13 +166,13 @@ class ClipReader(InOrder):
         """
         held = self.cache.get(index)
         if held is not None:
-            picked, short = self._pick(len(held.pictures), held.fps, choose)
+            picked, short = self.pick(len(held.pictures), held.fps, choose)
             return Chosen(torch.from_numpy(held.pictures[picked]), held.note, short)
         config = self.config
         with open_clip_source(
             self.manifest[index], self.decoder, frame_name=config.frame_name, frame_start=config.frame_start
         ) as source:
-            picked, short = self._pick(source.frames, source.fps, choose)
+            picked, short = self.pick(source.frames, source.fps, choose)
             try:
                 held = self._hold(index, source) if self.cache.wants(source.frames) else None
                 if held is not None:
@@ -184,7 +189,7 @@ class ClipReader(InOrder):
         self.cache.put(index, held)
         return held
 
-    def _pick(self, frames: int, fps: float | None, choose: Choice) -> tuple[NDArray[np.int64], bool]:
+    def pick(self, frames: int, fps: float | None, choose: Choice) -> tuple[NDArray[np.int64], bool]:
         """Indices, and whether the video is too short for them: frames are repeated, or views are alike."""
         config = self.config
         step = sampling.frame_step(config.sampling_rate, config.view_fps, fps)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from dsvid.data.decode import PyavSource, unreadable
 from dsvid.data.manifest import Entry, Manifest
-from dsvid.data.picture import PictureError, decode_picture
+from dsvid.data.picture import PictureError, decode_picture, jpeg_size
 from dsvid.documents import DocumentError, parse_json, read_text
 from dsvid.errors import DataError
 
@@ -283,6 +283,28 @@ class PackedSource:
 
     def read(self, indices: Sequence[int] | NDArray[np.int64]) -> Pixels:
         """The pictures nearest in time to frames of the source, uint8 [T, H, W, 3]. Raises DataError."""
+        places = self._places(indices)
+        return self._read_jpeg(places) if self._folder.codec == "jpeg" else self._read_video(places)
+
+    def jpegs(self, indices: Sequence[int] | NDArray[np.int64]) -> list[memoryview]:
+        """The same pictures compressed, their checksums and sizes verified; one that is shown again is the same object.
+
+        For shards of codec jpeg. Raises DataError.
+        """
+        places = self._places(indices)
+        shard = self._folder.shard_of(self._sample)
+        found: dict[int, memoryview] = {}
+        for place, row in zip(places.tolist(), self._rows[places].tolist(), strict=True):
+            if place not in found:
+                suffix = f"{place:05}.jpg"
+                found[place] = self._folder.member(shard, self._sample, suffix, *row[:3])
+                width, height = jpeg_size(found[place])
+                if (height, width, 3) != self._size:
+                    self._folder.refuse(self._sample, suffix, f"a picture of {height} x {width}, not {self._size}")
+        return [found[place] for place in places.tolist()]
+
+    def _places(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """The kept frames nearest in time to frames of the source. Raises DataError where one is not there."""
         wanted = np.asarray(indices, dtype=np.int64)
         if len(wanted) == 0 or int(wanted.min()) < 0 or int(wanted.max()) >= self.frames:
             path = self._folder.path(self._sample)
@@ -294,7 +316,7 @@ class PackedSource:
             gone = places[self._rows["size"][places] == 0].tolist()
             raise DataError(f"{self._folder.path(self._sample)}: frames that could not be decoded when it was packed",
                             found=f"kept frames {gone}")  # fmt: skip
-        return self._read_jpeg(places) if self._folder.codec == "jpeg" else self._read_video(places)
+        return places
 
     def _read_jpeg(self, places: NDArray[np.int64]) -> Pixels:
         pictures = np.empty((len(places), *self._size), dtype=np.uint8)

@@ -24,8 +24,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+from multiprocessing.reduction import DupFd
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +50,29 @@ _NOTHING = -1
 
 class WorkerDied(RuntimeError):
     """Loader processes are killed again and again; not the user's mistake."""
+
+
+class _Board:
+    """The key that each process works on, and since when: memory that all of them map, whether forked or spawned."""
+
+    def __init__(self, count: int, handle: int | None = None) -> None:
+        self._handle = os.memfd_create("dsvid-board") if handle is None else handle
+        weakref.finalize(self, os.close, self._handle).atexit = False
+        size = count * _BOARD.itemsize
+        if handle is None:
+            os.ftruncate(self._handle, size)
+        self._rows: NDArray[Any] = np.frombuffer(mmap.mmap(self._handle, size), dtype=_BOARD)
+
+    def place(self, number: int) -> NDArray[Any]:
+        """The row of one process, as an array of one."""
+        return self._rows[number : number + 1]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _mapped_board, (len(self._rows), DupFd(self._handle))
+
+
+def _mapped_board(count: int, handle: Any) -> _Board:
+    return _Board(count, handle.detach())
 
 
 @dataclass(frozen=True)
@@ -88,8 +113,28 @@ def working_on(key: int) -> Iterator[None]:
         _own_place["key"] = _NOTHING
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What a process does, whichever way it starts."""
+
+    make: Make
+    ready: Callable[[], None]
+    connection: Connection
+    board: _Board
+    number: int
+    parent: int
+    given_up: dict[int, str]
+    limits: Limits
+
+    def run(self) -> None:
+        _settle(self.parent, self.board.place(self.number))
+        self.ready()
+        _serve(self.make, self.connection, self.given_up, self.limits)
+        os._exit(0)
+
+
 def _settle(parent: int, place: NDArray[Any]) -> None:
-    """Make a forked process one that works for its parent alone."""
+    """Make a new process one that works for its parent alone."""
     global _own_place
     gc.freeze()  # what the parent has is not ours to clean up: its destructors would talk to its devices and processes
     for number in _NOT_OURS:
@@ -173,14 +218,20 @@ class _Worker:
         return int(self.place["key"][0]), float(self.place["since"][0])
 
 
+def _nothing() -> None:
+    pass
+
+
 class Workers:
     """An iterator over `make(task, given_up)` for each of `tasks`, in their order; Linux only.
 
     `count` processes, each with up to `ahead` tasks. Items that are dicts keep their tensors in shared memory, which is
-    used again when nothing refers to them any more. What `make` raises is a RuntimeError with its traceback; WorkerDied
-    where others kill more than three processes within a thousand items. `name` is for messages, `ready` runs in each
-    process. A key's time counts while an item is waited for, so that a suspended job gives up nothing. The processes
-    end with the thread that made them (a parent-death signal is a thread's). `close` may come from any thread.
+    used again when nothing refers to them any more. What `make` raises is a RuntimeError with its traceback;
+    WorkerDied where others kill more than three processes within a thousand items. `name` is for messages, `ready`
+    runs in each process. Those of `start` spawn begin with nothing of this one, so that they may use CUDA: `make`
+    and `ready` are pickled, and the start takes seconds. A key's time counts while an item is waited for, so that a
+    suspended job gives up nothing. The processes end with the thread that made them (a parent-death signal is a
+    thread's). `close` may come from any thread.
     """
 
     def __init__(
@@ -192,13 +243,14 @@ class Workers:
         ahead: int,
         limits: Limits,
         name: str = "",
-        ready: Callable[[], None] = lambda: None,
+        ready: Callable[[], None] = _nothing,
+        start: Literal["fork", "spawn"] = "fork",
     ) -> None:
         assert sys.platform == "linux", "fork with threads, parent-death signals and memfd are Linux's"
         self.limits, self.name, self.ahead = limits, name, ahead
         self.replaced = 0
         self.told: list[str] = []  # what happened to processes, for whoever writes the log
-        self._make, self._ready, self._parent = make, ready, os.getpid()
+        self._make, self._ready, self._way, self._parent = make, ready, start, os.getpid()
         self._tasks = iter(tasks)
         self._again: deque[tuple[int, Any]] = deque()  # tasks of processes that went, before all others
         self._given = self._next = 0
@@ -210,9 +262,7 @@ class Workers:
         self._looked = time.monotonic()
         self._closed = False
         self._lock = threading.RLock()
-        # anonymous and shared: made before the fork, so that both sides have it
-        self._board = np.frombuffer(mmap.mmap(-1, max(1, count) * _BOARD.itemsize), dtype=_BOARD)
-        self._board["key"] = _NOTHING
+        self._board = _Board(max(1, count))
         self.workers: list[_Worker] = []
         # who drops an iterator does not close it, and at its end Python waits for processes, which ignore SIGTERM
         self._processes: dict[int, Any] = {}
@@ -256,14 +306,21 @@ class Workers:
                 worker.connection.close()
 
     def _start(self, number: int) -> _Worker:
-        place = self._board[number : number + 1]
+        place = self._board.place(number)
         place["key"] = _NOTHING
+        if self._way == "spawn":
+            resource_tracker.ensure_running()  # its own start would let signals through
         with _FORKING:
             ours, theirs = multiprocessing.Pipe()
+            work = _Work(self._make, self._ready, theirs, self._board, number, self._parent, dict(self._given_up),
+                         self.limits)  # fmt: skip
             # fork: starts in no time and shares the list. The processes use one thread, no CUDA and no process group,
             # so nothing of the parent's other threads is missed in them.
-            process = multiprocessing.get_context("fork").Process(
-                target=self._begin, args=(theirs, ours, place), name=f"loader-{number}", daemon=True
+            process: Any = multiprocessing.get_context(self._way).Process(  # type: ignore[attr-defined]
+                target=work.run if self._way == "spawn" else self._begin,
+                args=() if self._way == "spawn" else (work, ours),
+                name=f"loader-{number}",
+                daemon=True,
             )
             # until it ignores them: what comes in between would end it
             before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_OURS)
@@ -275,14 +332,12 @@ class Workers:
         self._processes[number] = process
         return _Worker(number, process, ours, Receiver(ours), place, knows=len(self._given_up))
 
-    def _begin(self, connection: Connection, parents: Connection, place: NDArray[Any]) -> None:
+    def _begin(self, work: _Work, parents: Connection) -> None:
+        """A fork's own beginning."""
         parents.close()  # else what the parent has closed would not be closed
         for worker in self.workers:
             worker.connection.close()
-        _settle(self._parent, place)
-        self._ready()
-        _serve(self._make, connection, dict(self._given_up), self.limits)
-        os._exit(0)
+        work.run()
 
     def _give(self) -> None:
         """Hand out tasks until every process has `ahead` of them."""

@@ -56,6 +56,8 @@ class _ResizeArgs(ctypes.Structure):
 
 def resize(clip: Tensor, height: int, width: int) -> Tensor:
     """uint8 [T, H, W, 3], also a box of larger frames, -> [T, height, width, 3]."""
+    if clip.device.type != "cpu":
+        return in_float(clip, height, width)
     return _native(clip, height, width) if _takes(clip, height, width) else by_torch(clip, height, width)
 
 
@@ -67,6 +69,13 @@ def by_torch(clip: Tensor, height: int, width: int, *, antialias: bool = True) -
         planes, (height, width), mode="bilinear", align_corners=False, antialias=antialias
     )
     return out.permute(0, 2, 3, 1).contiguous()
+
+
+def in_float(clip: Tensor, height: int, width: int) -> Tensor:
+    """The same within one level, rounded once: CUDA has no antialiased kernel for uint8."""
+    planes = clip.permute(0, 3, 1, 2).to(dtype=torch.float32, memory_format=torch.contiguous_format)
+    out = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", align_corners=False, antialias=True)
+    return out.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def _takes(clip: Tensor, height: int, width: int) -> bool:

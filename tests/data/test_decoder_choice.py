@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from dsvid.data import decode, decoder_choice
 from dsvid.data.decoder_choice import choose_decoder, some_entries
@@ -96,3 +97,9 @@ def test_choice_of_the_decoder(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", no_av)
     with pytest.raises(DataError, match="PyAV cannot be imported"):
         choose_decoder("auto")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_gpu_s_decoder_needs_a_gpu():
+    with pytest.raises(DataError, match="data.decoder=torchcodec_cuda needs CUDA"):
+        choose_decoder("torchcodec_cuda")

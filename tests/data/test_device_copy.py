@@ -39,3 +39,12 @@ def test_which_clips_they_are_can_be_read_while_the_device_hangs(streams):
 def test_errors_go_as_they_are(streams):
     copy, error = DeviceCopy(GPU), DataError("a list")
     assert copy.finish(copy.start(error)) is error
+
+
+def test_what_is_decoded_there_is_not_copied(streams):
+    there = torch.empty(6, device="meta")
+    copy = DeviceCopy(GPU, lambda item: {**item, "clip": there} if item["notes"] else DataError("a list"))
+    done = copy.finish(copy.start(batch()))
+    assert done["clip"] is there and done["index"].tolist() == [4, 5] and streams.main.guarded == [id(there)]
+    error = copy.start({**batch(), "notes": []})
+    assert isinstance(error, DataError) and copy.finish(error) is error

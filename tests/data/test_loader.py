@@ -580,3 +580,14 @@ def test_close_ends_a_worker_that_hangs_in_a_decoder(clip_list, monkeypatch):
     loader.close()
     worker.join(timeout=5)
     assert not worker.is_alive() and time.monotonic() - started < 2
+
+
+def test_a_gpu_s_decoder_is_used_by_processes_that_were_not_forked(clip_list, expected, monkeypatch):
+    monkeypatch.setattr("dsvid.data.reader.choose_decoder", lambda *_, **__: ("pyav", "no GPU is here"))
+    loader = TrainLoader(
+        config(clip_list, num_workers=1, decoder="torchcodec_cuda"), seed=3, batch_total=8, batch_micro=8
+    )
+    assert [digest(batch) for batch, _ in zip(loader, range(3), strict=False)] == expected[:3]
+    commands = [Path(f"/proc/{process.pid}/cmdline").read_bytes() for process in loader.processes]
+    assert len(commands) == 1 and b"spawn_main" in commands[0]
+    loader.close()

@@ -61,6 +61,25 @@ def test_items_come_in_order_whoever_is_ready_first(count, ahead):
     assert workers.replaced == 0
 
 
+def crash_once(task: int, given_up: Mapping[int, str]) -> dict[str, Any]:
+    """In task 1 the process dies as in a decoder, until its key is given up."""
+    if task not in given_up:
+        with working_on(task):
+            if task == 1:
+                os.kill(os.getpid(), signal.SIGSEGV)
+    return {**plain(task, given_up), "command": Path("/proc/self/cmdline").read_bytes()}
+
+
+def test_processes_that_begin_with_nothing_of_this_one_are_watched_as_well():
+    workers = Workers(crash_once, range(3), count=1, ahead=1, limits=Limits(), start="spawn")
+    items = list(workers)
+    processes = list(workers._processes.values())
+    workers.close()
+    assert values(items) == [0, -1, 2] and "SIGSEGV" in items[1]["why"] and workers.replaced == 1
+    assert all(b"spawn_main" in item["command"] for item in items), "a fork could not use CUDA"
+    assert processes and not any(process.is_alive() for process in processes)
+
+
 def test_no_more_is_made_than_was_ordered():
     taken = []
 

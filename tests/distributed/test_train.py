@@ -140,10 +140,21 @@ def test_the_offload_configs_run(config: str, stages: Path, run_ranks: Ranks, tm
 
 
 @pytest.mark.long
-def test_a_compiled_model_has_the_same_losses(stages: Path, run_ranks: Ranks, tmp_path: Path) -> None:
-    compiled = ("model.compile=true", "model.compile_mode=reduce-overhead")  # whose CUDA graphs need a GPU
-    must_succeed(run_ranks(1, [words(tmp_path / "out", FP32, *compiled, steps=3)], timeout=500))
-    assert losses(tmp_path / "out") == pytest.approx(losses(stages / "fp32-z2")[:3], rel=1e-4)
+@pytest.mark.parametrize("section", ["", ', "activation_checkpointing": {}'])
+def test_a_compiled_model_has_the_same_losses_and_names(
+    section: str, stages: Path, run_ranks: Ranks, tmp_path: Path
+) -> None:
+    (tmp_path / "own.json").write_text(f'{{"zero_optimization": {{"stage": 2}}{section}}}')
+    settings = ["model.compile=true", "model.compile_mode=default"]
+    for steps, more in ((3, settings), (5, [])):  # compiled, then resumed without
+        job = words(tmp_path / "out", FP32, *more, steps=steps)
+        job[1] = str(tmp_path / "own.json")
+        must_succeed(run_ranks(1, [job], timeout=500))
+    assert losses(tmp_path / "out") == pytest.approx(losses(stages / "fp32-z2")[:5], rel=1e-4)
+    plain, compiled = (
+        load_file(out / "weights" / "model.safetensors") for out in (stages / "fp32-z2", tmp_path / "out")
+    )
+    assert plain.keys() == compiled.keys()
 
 
 def test_fine_tuning_from_a_run_tests_itself_and_eval_agrees_on_one_and_two_ranks(

@@ -91,3 +91,15 @@ def test_without_the_kernel_torch_does_it(monkeypatch):
 def test_what_the_kernel_cannot_read_goes_to_torch(clip, monkeypatch):
     monkeypatch.setattr(native, "resize", lambda arguments: pytest.fail("the kernel was called"))
     assert resample.resize(clip, 16, 20).shape == (2, 16, 20, clip.shape[3])
+
+
+@pytest.mark.parametrize(("height", "width", "out_height", "out_width"), SIZES)
+def test_what_a_gpu_computes_is_within_a_level(height, width, out_height, out_width, monkeypatch):
+    clip = box(height, width)
+    expected = resample.resize(clip, out_height, out_width)
+    found = resample.in_float(clip, out_height, out_width)
+    levels = (found.int() - expected.int()).abs()
+    assert found.is_contiguous() and found.dtype == torch.uint8 and found.shape == expected.shape
+    assert int(levels.max()) <= 1 and float(levels.float().mean()) < 0.4
+    monkeypatch.setattr(resample, "by_torch", None)
+    assert resample.resize(clip.to("meta"), out_height, out_width).shape == expected.shape, "not by the CPU's kernels"
